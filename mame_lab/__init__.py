@@ -1,0 +1,21 @@
+"""MaMe and MaRe: matrix-only, training-free, differentiable token merging, and its inverse (arXiv 2604.13432).
+
+    model = mame_lab.apply(timm.create_model("vit_base_patch16_224", pretrained=True), r=8)
+
+This is an independent implementation.
+"""
+
+from mame_lab.errors import MameLabError, UnsupportedModelError
+from mame_lab.merging import MaMe
+from mame_lab.models import apply, remove
+
+__all__ = ["MaMe", "MameLabError", "UnsupportedModelError", "apply", "remove", "summary"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name == "summary":
+        from mame_lab.summary import summary
+
+        return summary
+    raise AttributeError(f"module 'mame_lab' has no attribute {name!r}")

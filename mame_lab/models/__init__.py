@@ -1,0 +1,76 @@
+"""Model families: one file each says how a model is loaded and where merging goes in.
+
+A family module has `load`, `attach`, `detach` and `data_config`, see `timm_vit.py`. It is imported when first needed.
+"""
+
+from __future__ import annotations
+
+import copy
+from importlib import import_module
+from itertools import chain
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from mame_lab.errors import UnsupportedModelError
+from mame_lab.merging import MaMe, Method
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# The library that a model's class comes from, and the family that handles it.
+FAMILIES = {"timm": "timm_vit"}
+
+
+def family(name: str) -> ModuleType:
+    """The module of a family, by the name that `model.family` has."""
+    return import_module(f"mame_lab.models.{name}")
+
+
+def family_of(model: nn.Module) -> ModuleType:
+    """The module of the family that a model belongs to.
+
+    Raises:
+        UnsupportedModelError: its class comes from no library of a known family.
+    """
+    libraries = [base.__module__.split(".")[0] for base in type(model).__mro__]
+    for library, name in FAMILIES.items():
+        if library in libraries:
+            return family(name)
+    raise UnsupportedModelError(
+        f"mame_lab cannot merge tokens in {type(model).__module__}.{type(model).__qualname__}: its class is none of "
+        f"{', '.join(FAMILIES)}. Apply it to the model itself, before torch.compile, DDP or another wrapper"
+    )
+
+
+def apply(model: nn.Module, method: Method | None = None, **settings) -> nn.Module:
+    """Merge tokens in a model, in place. Applying again replaces the earlier merging.
+
+    Args:
+        model: a supported model (see the README); it keeps its parameters, their names, and its training mode.
+        method: a merge method, such as `MaMe(r=8)`. None: MaMe with the settings that follow.
+        settings: of `MaMe`: `r=8` removes 8 tokens in each of the first two thirds of the blocks, `tau=0.9` merges what
+            is more similar than that. See `MaMe`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UnsupportedModelError: (a TypeError) the model cannot be merged rightly; it is left as it was.
+        MameLabError: (a ValueError) the settings are out of range or do not fit the model; it is left as it was.
+    """
+    if method is not None and settings:
+        raise TypeError("mame_lab.apply takes a method or the settings of MaMe, not both")
+    family_of(model).attach(model, method or MaMe(**settings))
+    return model
+
+
+def remove(model: nn.Module) -> nn.Module:
+    """Undo `apply`, to the bit. Returns the same model."""
+    family_of(model).detach(model)
+    return model
+
+
+def unmerged_twin(model: nn.Module) -> nn.Module:
+    """The same model without merging, which shares all parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    return remove(copy.deepcopy(model, shared))

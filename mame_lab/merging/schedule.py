@@ -1,0 +1,98 @@
+"""How many tokens leave in which block."""
+
+import logging
+import math
+from dataclasses import dataclass
+
+from mame_lab.errors import MameLabError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The budget of every block of a model.
+
+    Args:
+        amounts: one entry a block: 0 (the block does not merge), a number of tokens, a fraction of the patch
+            tokens present, or None (the method decides from the tokens how many leave).
+        clamp: truncate to the source tokens present instead of raising an error.
+    """
+
+    amounts: tuple[int | float | None, ...]
+    clamp: bool = False
+
+    @property
+    def off(self) -> bool:
+        """Whether no block merges."""
+        return all(amount == 0 for amount in self.amounts)
+
+    def leaving(self, block: int, patches: int) -> int | None:
+        """The number of tokens that leave in a block which `patches` patch tokens enter.
+
+        Raises:
+            MameLabError: more tokens are to leave than there are sources, and `clamp` is off.
+        """
+        amount = self.amounts[block]
+        if amount is None:
+            return None
+        leave = math.floor(amount * patches) if isinstance(amount, float) else amount
+        sources = patches // 2
+        if leave <= sources:
+            return leave
+        if self.clamp:
+            return sources
+        raise MameLabError(
+            f"mame.r={amount} is too large for block {block}: {patches} patch tokens enter it, of which {sources} are "
+            f"sources that can leave; lower mame.r, merge in fewer blocks (mame.blocks) or set mame.clamp=true"
+        )
+
+    def walk(self, patches: int) -> list[int | None]:
+        """The tokens that leave in each block if `patches` patch tokens enter the first; None where the input decides.
+
+        With `clamp`, a list that differs from what was asked for is logged.
+        """
+        leaving = []
+        for block in range(len(self.amounts)):
+            leaving.append(self.leaving(block, patches))
+            patches -= leaving[-1] or 0
+        if any(isinstance(amount, int) and n != amount for n, amount in zip(leaving, self.amounts, strict=True)):
+            log.warning("mame.clamp=true truncated mame.r to %s", leaving)
+        return leaving
+
+
+def merging_blocks(blocks: int | list[int] | None, depth: int) -> list[int]:
+    """The indices of the blocks that merge.
+
+    Args:
+        blocks: the first n blocks, a list of indices (negative ones count from the end), or None: the first two
+            thirds, rounded down.
+        depth: the number of blocks of the model.
+    """
+    if blocks is None:
+        return list(range(2 * depth // 3))
+    indices = list(range(blocks)) if isinstance(blocks, int) else [i + depth if i < 0 else i for i in blocks]
+    if any(not 0 <= i < depth for i in indices) or len(set(indices)) < len(indices):
+        raise MameLabError(
+            f"mame.blocks={blocks} does not fit the model: it has {depth} blocks, so give a number up to {depth} or a "
+            f"list of different indices from 0 to {depth - 1}"
+        )
+    return indices
+
+
+def make_schedule(r, blocks: int | list[int] | None, depth: int, clamp: bool = False) -> Schedule:
+    """The schedule of a model with `depth` blocks.
+
+    Args:
+        r: tokens that leave in every merging block: an int, a fraction in (0, 1) of the patch tokens present, a list
+            with one of these for each block of the model, or None: the method decides.
+        blocks: see `merging_blocks`; must be None when `r` is a list.
+    """
+    if isinstance(r, list):
+        if blocks is not None:
+            raise MameLabError(f"mame.blocks={blocks} contradicts mame.r={r}: a list names every block, 0 for none")
+        if len(r) != depth:
+            raise MameLabError(f"mame.r={r} has {len(r)} entries: give one for each of the {depth} blocks")
+        return Schedule(tuple(r), clamp)
+    chosen = merging_blocks(blocks, depth)
+    return Schedule(tuple(r if block in chosen else 0 for block in range(depth)), clamp)

@@ -1,0 +1,52 @@
+"""The model families that every contract is tested on: small members with all the traits of the real ones."""
+
+import timm
+import torch
+from torch import nn
+
+GRID = 8
+DEPTH = 6
+SMALL = {"img_size": 8 * GRID, "patch_size": 8, "embed_dim": 48, "depth": DEPTH, "num_heads": 3, "num_classes": 7}
+LAYER_SCALE = {"init_values": 0.5}
+
+TIMM = {
+    "vit": ("vit_tiny_patch16_224", {}),
+    "vit_avg": ("vit_base_patch16_gap_224", LAYER_SCALE),
+    "deit3": ("deit3_small_patch16_224", LAYER_SCALE),
+    "dinov2": ("vit_small_patch14_dinov2", LAYER_SCALE),
+    "registers": ("vit_small_patch14_reg4_dinov2", LAYER_SCALE),
+    "clip": ("vit_base_patch16_clip_224", {}),
+    "siglip": ("vit_base_patch16_siglip_224", {}),
+}
+FAMILIES = sorted(TIMM)
+
+
+def build(family: str, **arguments) -> nn.Module:
+    """A small random model in float64 and eval mode, with weights wide enough that every token matters."""
+    torch.manual_seed(0)
+    name, traits = TIMM[family]
+    model = timm.create_model(name, **(SMALL | traits | arguments)).double().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def images(batch: int = 4, seed: int = 0) -> torch.Tensor:
+    """Images of one repeated patch, with noise that grows from image to image: they merge to different extents."""
+    generator = torch.Generator().manual_seed(seed)
+    patch = torch.randn(batch, 3, 8, 8, generator=generator, dtype=torch.float64)
+    noise = torch.randn(batch, 3, 8 * GRID, 8 * GRID, generator=generator, dtype=torch.float64)
+    return patch.repeat(1, 1, GRID, GRID) + torch.linspace(0.1, 1.2, batch).view(-1, 1, 1, 1) * noise
+
+
+def copies(model: nn.Module, batch: int = 3) -> torch.Tensor:
+    """Images of 5 kinds of patches, unevenly often; the model forgets positions, so tokens of a kind are equal."""
+    nn.init.zeros_(model.pos_embed)
+    generator = torch.Generator().manual_seed(1)
+    kinds = torch.randn(5, 3, 8, 8, generator=generator, dtype=torch.float64)
+    odds = torch.tensor([1.0, 2, 4, 8, 16]).expand(batch, 5)
+    kind = torch.multinomial(odds, GRID * GRID, replacement=True, generator=generator)
+    kind[:, 0:10:2] = torch.arange(5)
+    x = kinds[kind].view(batch, GRID, GRID, 3, 8, 8)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(batch, 3, 8 * GRID, 8 * GRID)
