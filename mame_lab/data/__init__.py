@@ -1,0 +1,15 @@
+"""Datasets by the name that the configuration selects them with; importing this needs no torch."""
+
+from mame_lab.data.cifar import Cifar10, Cifar100
+from mame_lab.data.dataset import ImageDataset
+from mame_lab.data.digits import Digits
+from mame_lab.data.imagefolder import ImageFolder
+from mame_lab.data.imagenet import ImageNet
+
+DATASETS: dict[str, type[ImageDataset]] = {
+    "digits": Digits,
+    "cifar10": Cifar10,
+    "cifar100": Cifar100,
+    "imagefolder": ImageFolder,
+    "imagenet": ImageNet,
+}

@@ -30,7 +30,7 @@ class MaMe(Method):
     to its weight.
 
     Args:
-        tau: similarity above which tokens merge, from -1 to 1; 1 is off. None: 0.97 when adaptive. With `r`, None
+        tau: similarity above which tokens merge, from -1 to 1; 1 is off. Without `r`, None becomes 0.97. With `r`, None
             gives every merged source whole to its nearest target, and a number spreads it by the paper's weights over
             the targets above `tau` (its best target always stays).
         batch: what adaptive merging does with samples that lose different numbers of tokens: `per_sample` pads the
@@ -42,14 +42,14 @@ class MaMe(Method):
         MameLabError: a value is out of range.
     """
 
-    ADAPTIVE_TAU = 0.97
-
     method: str = "mame"
     tau: float | None = None
     batch: str = "per_sample"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.r is None and self.tau is None:
+            self.tau = 0.97
         if self.tau is not None and not -1 <= self.tau <= 1:
             raise MameLabError(f"mame.tau={self.tau} is out of range: give a cosine similarity from -1 to 1 (1 is off)")
         if self.batch not in BATCHES:
@@ -68,7 +68,7 @@ class MaMe(Method):
         if leave is not None:
             W_BTS = matching.budget_weights(similarity_BTS, leave, self.tau)
         else:
-            W_BTS = matching.threshold_weights(similarity_BTS, self.ADAPTIVE_TAU if self.tau is None else self.tau)
+            W_BTS = matching.threshold_weights(similarity_BTS, self.tau)
             if self.batch == "union":
                 W_BTS = matching.merge_where_all_do(W_BTS)
         return make_plan(W_BTS, valid_BN, prefix, leave)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from mame_lab.errors import MameLabError
@@ -53,6 +53,10 @@ class Method(ABC):
     def schedule(self, depth: int) -> Schedule:
         """The tokens that leave in each of `depth` blocks."""
         return make_schedule(self.r, self.blocks, depth, self.clamp)
+
+    def __str__(self) -> str:
+        told = {entry.name: getattr(self, entry.name) for entry in fields(self)[1:]}
+        return f"{self.method}({', '.join(f'{key}={value}' for key, value in told.items() if value is not None)})"
 
     @abstractmethod
     def plan(self, x_BNC: Tensor, valid_BN: Tensor | None, prefix: int, leave: int | None) -> MergePlan:

@@ -70,7 +70,11 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
+def twin(model: nn.Module) -> nn.Module:
+    """A copy that shares all parameters and buffers."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
+
+
 def unmerged_twin(model: nn.Module) -> nn.Module:
     """The same model without merging, which shares all parameters and buffers."""
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    return remove(copy.deepcopy(model, shared))
+    return remove(twin(model))

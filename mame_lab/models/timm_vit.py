@@ -204,21 +204,30 @@ def _name(module: nn.Module) -> str:
 
 
 def load(settings: ModelSettings) -> VisionTransformer:
-    """The timm model that the settings describe, with its weights.
+    """The timm model that the settings describe, with its weights: a local file's, the published ones, or random.
 
     Raises:
         MameLabError: an unknown name, weights that cannot be fetched, or a file of another model.
     """
+    if settings.weights is not None:
+        model = build(settings)
+        origin = f"model.weights={settings.weights}"
+        load_weights(model, read_weights(settings.weights), origin, head_of_file=settings.num_classes is None)
+        return model
+    return build(settings, fetch=settings.pretrained)
+
+
+def build(settings: ModelSettings, fetch: bool = False) -> VisionTransformer:
+    """The timm model that the settings describe, with random weights, or the published ones if `fetch`."""
     architecture = settings.name.split(".")[0]
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models("*vit*") + timm.list_models("*deit*"), n=4)
+        near = difflib.get_close_matches(architecture, timm.list_models(["vit_*", "deit*"]), n=4)
         raise MameLabError(f"model.name={settings.name} is not a timm model; near matches: {', '.join(near) or 'none'}")
-    fetch = settings.pretrained and settings.weights is None
     options: dict[str, Any] = {"num_classes": settings.num_classes, "img_size": settings.img_size}
     options = {key: value for key, value in options.items() if value is not None} | settings.args
     try:
         with _no_retries_offline() if fetch else nullcontext():
-            model = timm.create_model(settings.name, pretrained=fetch, **options)
+            return timm.create_model(settings.name, pretrained=fetch, **options)
     except Exception as error:
         if fetch:
             raise MameLabError(
@@ -226,9 +235,6 @@ def load(settings: ModelSettings) -> VisionTransformer:
                 f"give a local file with model.weights=FILE, or take random weights with model.pretrained=false"
             ) from error
         raise MameLabError(f"model.name={settings.name} rejects {options}: {_first_line(error)}") from error
-    if settings.weights is not None:
-        load_weights(model, read_weights(settings.weights), settings)
-    return model
 
 
 @contextmanager
@@ -255,23 +261,27 @@ def read_weights(path: str) -> dict[str, Tensor]:
         raise MameLabError(f"model.weights={path} cannot be read: {_first_line(error)}") from error
 
 
-def load_weights(model: VisionTransformer, state: dict[str, Tensor], settings: ModelSettings) -> None:
+def load_weights(model: VisionTransformer, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
     """Load all tensors into the model, the position embedding resampled to its image size.
 
-    Without `model.num_classes` the head takes the class count of the file; a file without a head makes a backbone.
+    Args:
+        model: its architecture must be that of the weights.
+        state: the tensors by name, in timm's or another layout that timm knows.
+        origin: the key and value of the configuration that the tensors come from, for error messages.
+        head_of_file: give the model a head with the classes of the file (none where it has none) instead of its own.
     """
-    origin = f"model.weights={settings.weights} is not a file of model.name={settings.name}"
     try:
         state = checkpoint_filter_fn(state, model)
-        head = state.get("head.weight")
-        if settings.num_classes is None:
-            model.reset_classifier(0 if head is None else len(head))
+        if head_of_file:
+            model.reset_classifier(len(state["head.weight"]) if "head.weight" in state else 0)
+        elif model.num_classes == 0:
+            state = {key: value for key, value in state.items() if not key.startswith("head.")}
         mismatch = model.load_state_dict(state, strict=False)
     except (RuntimeError, KeyError, ValueError) as error:
-        raise MameLabError(f"{origin}: {_first_line(error)}") from error
+        raise MameLabError(f"{origin} does not fit the model: {_first_line(error)}") from error
     for kind, keys in (("lacks", mismatch.missing_keys), ("has unknown", mismatch.unexpected_keys)):
         if keys:
-            raise MameLabError(f"{origin}: it {kind} {len(keys)} tensors, {keys[0]} among them")
+            raise MameLabError(f"{origin} does not fit the model: it {kind} {len(keys)} tensors, {keys[0]} among them")
 
 
 def data_config(model: VisionTransformer) -> dict[str, Any]:
@@ -280,6 +290,32 @@ def data_config(model: VisionTransformer) -> dict[str, Any]:
     config["size"] = tuple(model.patch_embed.img_size or config["input_size"][1:])
     del config["input_size"]
     return config
+
+
+def classifier(model: VisionTransformer) -> nn.Module:
+    """The module that features enter and logits leave; an identity where the model has no head."""
+    return model.get_classifier()
+
+
+def match_classes(model: VisionTransformer, classes: int) -> bool:
+    """Give the model a fresh head where it has not the classes of the data. Returns whether it did."""
+    fits = model.num_classes == classes
+    if not fits:
+        model.reset_classifier(classes)
+    return not fits
+
+
+def block_names(model: VisionTransformer) -> list[str]:
+    """The names of the blocks, in order."""
+    return [f"blocks.{index}" for index in range(len(model.blocks))]
+
+
+def trace(model: VisionTransformer, x: Tensor) -> list[Tensor]:
+    """Tokens of every sample after each block, prefix counted, padding not: D integer tensors of shape (B,)."""
+    if isinstance(model, MergingVisionTransformer):
+        return model.trace(x)
+    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+    return [torch.full((len(x),), tokens)] * len(model.blocks)
 
 
 def _first_line(error: Exception) -> str:

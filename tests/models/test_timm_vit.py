@@ -122,6 +122,11 @@ def test_weights_without_a_head_make_a_backbone(tmp_path):
     assert timm_vit.load(settings(weights=str(tmp_path / "w.safetensors"))).num_classes == 0
 
 
+def test_a_head_can_be_left_out(tmp_path):
+    save_file(timm_vit.load(settings(num_classes=3)).state_dict(), tmp_path / "w.safetensors")
+    assert timm_vit.load(settings(num_classes=0, weights=str(tmp_path / "w.safetensors"))).num_classes == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -144,7 +149,7 @@ def test_files_of_another_model_are_named(tmp_path):
     broken.write_bytes(b"not a checkpoint")
     save_file(build("deit3").state_dict(), other)
     torch.save({"state_dict": nn.Linear(2, 2), "code": Path("x")}, pickled)
-    for file, message in ((broken, "cannot be read"), (other, "is not a file of"), (pickled, "cannot be read")):
+    for file, message in ((broken, "cannot be read"), (other, "does not fit"), (pickled, "cannot be read")):
         with pytest.raises(mame_lab.MameLabError, match=f"model.weights={file} {message}"):
             timm_vit.load(settings(weights=str(file)))
 

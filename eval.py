@@ -1,0 +1,62 @@
+"""Show what merging costs in accuracy and gains in speed, without training or from a checkpoint of train.py.
+
+python eval.py model=deit_b dataset=imagenet dataset.root=FOLDER mame.r=13     pretrained weights, training-free
+python eval.py model=dinov2_s model.weights=FILE dataset=digits mame.r=8       a backbone, judged by k-NN
+python eval.py ckpt=outputs/train/RUN/checkpoints/best.ckpt mame.r=16          a checkpoint at another budget
+"""
+
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from mame_lab import checkpoint, cli, config
+
+config.register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="eval")
+def main(cfg: DictConfig) -> None:
+    cli.job(evaluate, cfg)
+
+
+def evaluate(cfg: DictConfig) -> None:
+    values = config.plain(cfg)
+    stored = checkpoint.read(cfg.ckpt) if cfg.ckpt else None
+    if stored:
+        values = config.override(stored.config, values, list(HydraConfig.get().overrides.task))
+    run = config.typed(config.EvalConfig, values)
+
+    import lightning
+    from rich import print
+
+    import mame_lab
+    from mame_lab import models, tracking
+    from mame_lab.data.datamodule import ImageData
+    from mame_lab.data.preprocessing import Preprocessing
+    from mame_lab.evaluation import evaluate as compare
+
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    lightning.seed_everything(run.seed, workers=True, verbose=False)
+
+    family = models.family(run.model.family)
+    if stored:
+        model = family.build(run.model)
+        family.load_weights(model, stored.state, f"ckpt={run.ckpt}")
+    else:
+        model = family.load(run.model)
+    data = ImageData(run.dataset, Preprocessing(**family.data_config(model)))
+    mame_lab.apply(model, run.mame)
+
+    loggers = run.logger.build(folder, values)
+    trainer = run.trainer.build(folder, loggers)
+    result = compare(model, data, trainer, run)
+    result.save(folder / "result.json")
+    tracking.log_result(loggers, result.metrics())
+    print(result.table())
+    print(f"Written to {folder}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,40 @@
+"""What a run's checkpoint holds: its configuration as plain values, and the weights of its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mame_lab.errors import MameLabError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Checkpoint(NamedTuple):
+    """The configuration (see `config.plain`) and the state dict of the model alone."""
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Read a checkpoint of `train.py`; nothing but tensors and plain values is loaded.
+
+    Raises:
+        MameLabError: there is no such file, or it is none of a run.
+    """
+    import torch
+
+    if not Path(path).is_file():
+        raise MameLabError(f"ckpt={path} does not exist: give the best.ckpt or last.ckpt of a run")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise MameLabError(f"ckpt={path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict) or not {"config", "state_dict"} <= set(content):
+        raise MameLabError(f"ckpt={path} is no checkpoint of train.py: give plain weights as model.weights={path}")
+    state = {
+        key.removeprefix("model."): value for key, value in content["state_dict"].items() if key.startswith("model.")
+    }
+    return Checkpoint(content["config"], state)

@@ -1,0 +1,66 @@
+"""The top level of train.py and eval.py: Hydra's composition, and every error of the user's in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from mame_lab.errors import MameLabError
+
+WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a `hydra.main` function. A wrong input ends in one line on stderr and exit status 1.
+
+    With HYDRA_FULL_ERROR=1 in the environment the whole traceback is shown.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing them itself.
+    try:
+        main()
+    except (MameLabError, HydraException, OmegaConfBaseException) as error:
+        if WANTS_TRACEBACK:
+            raise
+        sys.exit(f"error: {explain(error)}")
+
+
+def job(task: Callable[[DictConfig], None], cfg: DictConfig) -> None:
+    """Run one job. A single run ends in its one line; in a sweep Hydra adds which job failed."""
+    try:
+        task(cfg)
+    except MameLabError as error:
+        if WANTS_TRACEBACK or HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise
+        sys.exit(f"error: {explain(error)}")
+
+
+def explain(error: Exception) -> str:
+    """One line that names the key, the value and what to do."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = (error.missing_cfg_file or "").partition("/")
+        return f"{group}={name} is not known{_near(name, error.options)}: choose from {', '.join(error.options)}"
+    if isinstance(cause, OmegaConfBaseException):
+        return explain(cause)
+    if isinstance(error, OmegaConfBaseException) and error.full_key:
+        known = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
+        near = _near(str(error.key), known) if error.key not in known else ""
+        return f"{error.full_key}: {str(error).splitlines()[0]}{near}"
+    if isinstance(error, MameLabError):
+        # A loader's worker process wraps the message in its whole traceback.
+        return str(error).strip().splitlines()[-1].rpartition("MameLabError: ")[2]
+    return " ".join(str(error).split())
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = get_close_matches(name, known)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -1,0 +1,135 @@
+"""The typed schema of conf/, built from the dataclasses of the parts, where the defaults live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, TypeVar, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mame_lab.data import DATASETS
+from mame_lab.errors import MameLabError
+from mame_lab.finetune import Finetune
+from mame_lab.merging import METHODS
+from mame_lab.models.settings import ModelSettings
+from mame_lab.tasks.optim import AdamW
+from mame_lab.tracking import LOGGERS
+from mame_lab.training import TrainerSettings
+
+Run = TypeVar("Run", bound="Config")
+
+
+@dataclass
+class SpeedSettings:
+    """How speed is measured.
+
+    Args:
+        batch_size: images in a timed batch.
+        max_rounds: timed calls of each arm, at most.
+        seconds: measuring ends after so long, once three rounds are done.
+        cost_samples: images whose multiply-adds and tokens are counted.
+    """
+
+    batch_size: int = 64
+    max_rounds: int = 30
+    seconds: float = 20.0
+    cost_samples: int = 32
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            if getattr(self, entry.name) <= 0:
+                raise MameLabError(f"speed.{entry.name}={getattr(self, entry.name)} is not positive: give more than 0")
+
+
+@dataclass
+class Config:
+    """What training and evaluation share. `mame`, `dataset` and `logger` hold the dataclass that their group chose."""
+
+    model: ModelSettings
+    mame: Any
+    dataset: Any
+    trainer: TrainerSettings
+    logger: Any
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
+    seed: int = 0
+
+
+@dataclass(kw_only=True)
+class TrainConfig(Config):
+    """The configuration of train.py."""
+
+    finetune: Finetune
+    optim: AdamW
+
+
+@dataclass(kw_only=True)
+class EvalConfig(Config):
+    """The configuration of eval.py.
+
+    Args:
+        ckpt: a checkpoint of train.py; None evaluates the model's own weights, without training.
+    """
+
+    ckpt: str | None = None
+
+
+# Groups with several classes, the key that tells which one, and the classes.
+CHOICES = {"mame": ("method", METHODS), "dataset": ("name", DATASETS), "logger": ("name", LOGGERS)}
+
+
+def register() -> None:
+    """Make the schema known to Hydra: one for each entry point, and one for each choice of `CHOICES`."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="eval_schema", node=EvalConfig)
+    for group, (_, classes) in CHOICES.items():
+        for name, settings in classes.items():
+            store.store(group=f"schema/{group}", name=name, node=settings)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as dicts, lists, strings and numbers: what a checkpoint stores."""
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportReturnType]
+
+
+def typed(cls: type[Run], values: dict[str, Any]) -> Run:
+    """The configuration as the dataclasses of the parts, from plain values.
+
+    Raises:
+        MameLabError: an unknown key or choice, or a value of a wrong type or out of range; the message names it.
+    """
+    types = get_type_hints(cls)
+    return cls(**{key: _part(key, types[key], value) for key, value in values.items()})
+
+
+def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """`values` with the experiment (model, mame, dataset, seed) of a checkpoint, except for what `overrides` name.
+
+    Args:
+        stored: the configuration that a checkpoint holds.
+        values: the configuration composed from `overrides`.
+        overrides: what the command line says, in Hydra's syntax.
+    """
+    merged = OmegaConf.create(values | {key: stored[key] for key in ("model", "mame", "dataset", "seed")})
+    for said in OverridesParser.create().parse_overrides(overrides):
+        value = OmegaConf.select(OmegaConf.create(values), said.key_or_group)
+        OmegaConf.update(merged, said.key_or_group, value, merge=False)
+    return plain(merged)
+
+
+def _part(key: str, cls: type, value: Any) -> Any:
+    if key in CHOICES:
+        discriminator, classes = CHOICES[key]
+        chosen = value.get(discriminator)
+        if chosen not in classes:
+            raise MameLabError(f"{key}.{discriminator}={chosen} is not known: choose from {', '.join(classes)}")
+        cls = classes[chosen]
+    if not is_dataclass(cls):
+        return value
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), value))
+    except OmegaConfBaseException as error:
+        raise MameLabError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error

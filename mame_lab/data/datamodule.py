@@ -1,0 +1,107 @@
+"""Batches `(x_BCHW, y_B)` of a dataset, in the preprocessing of a model.
+
+B images in a batch, C channels, H x W pixels; x is float32, y is int64.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+from lightning import LightningDataModule
+from PIL.Image import Image
+from torch.utils.data import DataLoader, Dataset
+
+from mame_lab.data.dataset import ImageDataset
+from mame_lab.data.preprocessing import Preprocessing
+from mame_lab.data.splits import LabelledImages, Splits
+from mame_lab.errors import MameLabError
+
+Transform = Callable[[Image], torch.Tensor]
+
+
+class TransformedImages(Dataset):
+    """(x_CHW, label) pairs: labelled images under a transform."""
+
+    def __init__(self, images: LabelledImages, transform: Transform) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        image, label = self.images[index]
+        return self.transform(image), label
+
+
+class ImageData(LightningDataModule):
+    """The loaders of a dataset. The images are read or listed once, when first needed."""
+
+    def __init__(self, dataset: ImageDataset, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.preprocessing = preprocessing
+
+    @cached_property
+    def splits(self) -> Splits:
+        return self.dataset.splits()
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the labels 0, 1, ..."""
+        return self.splits.classes
+
+    def train_dataloader(self) -> DataLoader:
+        """Augmented and shuffled by torch's global seed; a last short batch is dropped if two full ones exist.
+
+        Raises:
+            MameLabError: if the dataset has no training images.
+        """
+        images = TransformedImages(self._training_images(), self.preprocessing.training(self.dataset.augment))
+        return self._loader(images, shuffle=True, drop_last=len(images) >= 2 * self.dataset.batch_size)
+
+    def bank_dataloader(self) -> DataLoader:
+        """The training images in fixed order under the evaluation transform, for k-NN; raises as `train_dataloader`."""
+        return self._evaluation_loader(self._training_images())
+
+    def val_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.splits.val)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._evaluation_loader(self.splits.test)
+
+    def sample(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch of test images spread evenly over the test split, repeated where there are fewer than `count`."""
+        images = TransformedImages(self.splits.test, self.preprocessing.evaluation())
+        indices = torch.linspace(0, len(images) - 1, min(count, len(images))).long().repeat(-(-count // len(images)))
+        x_BCHW, y_B = zip(*(images[i] for i in indices[:count].tolist()), strict=True)
+        return torch.stack(x_BCHW), torch.tensor(y_B)
+
+    def _training_images(self) -> LabelledImages:
+        if self.splits.train is None:
+            raise MameLabError(f"dataset={self.dataset.name} has no training images: add them to dataset.root as train")
+        return self.splits.train
+
+    def _evaluation_loader(self, images: LabelledImages) -> DataLoader:
+        return self._loader(TransformedImages(images, self.preprocessing.evaluation()))
+
+    def _loader(self, images: TransformedImages, shuffle: bool = False, drop_last: bool = False) -> DataLoader:
+        workers = self.dataset.num_workers
+        workers = min(usable_cpus(), 8) if workers is None else workers
+        return DataLoader(
+            images,
+            batch_size=self.dataset.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on: fewer than the machine has, in a container or under a scheduler."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,48 @@
+"""Any folder of class folders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from mame_lab.data.dataset import ImageDataset
+from mame_lab.data.folders import dataset_root, fixed_splits, list_images
+from mame_lab.data.splits import Splits, stratified_split
+from mame_lab.errors import MameLabError
+
+
+@dataclass
+class ImageFolder(ImageDataset):
+    """Images in class folders.
+
+    A root with a `val` folder is taken as it is: `val`, `train` (missing: evaluation only) and `test` (missing: val is
+    test). Any other root holds the class folders themselves and is split, every class alike, with val as test.
+
+    Args:
+        root: the folder.
+        val_fraction: share of each class that becomes val where the root is split.
+        split_seed: which images these are.
+    """
+
+    name: str = "imagefolder"
+    root: str | None = None
+    val_fraction: float = 0.2
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.val_fraction < 1:
+            raise MameLabError(f"dataset.val_fraction={self.val_fraction} is out of range: set it between 0 and 1")
+
+    def splits(self) -> Splits:
+        root = dataset_root(self.root)
+        if (root / "val").is_dir():
+            return fixed_splits(root)
+        images = list_images(root)
+        labels = [label for _, label in images.files]
+        label, count = min(Counter(labels).items(), key=lambda item: item[1])
+        if count < 2:
+            raise MameLabError(f"class folder {root / images.classes[label]} holds 1 image: a split needs 2 or more")
+        rest, held = stratified_split(labels, self.val_fraction, self.split_seed)
+        val = images.subset(held)
+        return Splits(images.subset(rest), val, val, images.classes)

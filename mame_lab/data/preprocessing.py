@@ -1,0 +1,80 @@
+"""From a PIL image to the tensor that a model was trained on: resize, crop, normalise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mame_lab.errors import MameLabError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torchvision.transforms import v2
+
+MIN_CROP_AREA = 0.35
+SUPPORTED = {"crop_mode": ("center", "squash"), "interpolation": ("bicubic", "bilinear", "lanczos", "nearest")}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a model wants its images, as in timm's data configuration of the model.
+
+    Args:
+        size: height and width of the model's input, in pixels.
+        mean, std: of the pixels between 0 and 1, one number a channel.
+        interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
+        crop_pct: side of the central crop over the side of the resized image.
+        crop_mode: "center" keeps the aspect ratio and cuts off the long side's ends, "squash" keeps all and distorts.
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+    def __post_init__(self) -> None:
+        for key, supported in SUPPORTED.items():
+            value = getattr(self, key)
+            if value not in supported:
+                raise MameLabError(
+                    f"the model's {key}={value} is not supported: choose a model with {' or '.join(supported)}"
+                )
+
+    def evaluation(self) -> v2.Compose:
+        """The transform from a PIL image to a float32 [C, H, W] tensor that timm's evaluation uses."""
+        from torchvision.transforms import v2
+
+        return v2.Compose([self._resize(), v2.CenterCrop(self.size), *self._to_tensor()])
+
+    def training(self, augment: str) -> v2.Compose:
+        """The transform from a PIL image to a float32 [C, H, W] tensor under `augment`, as of `dataset.augment`."""
+        from torchvision.transforms import InterpolationMode, v2
+
+        if augment == "none":
+            return self.evaluation()
+        scale = (MIN_CROP_AREA, 1.0)
+        crop = v2.RandomResizedCrop(self.size, scale=scale, interpolation=InterpolationMode(self.interpolation))
+        flip = {"crop": [], "crop_flip": [v2.RandomHorizontalFlip()]}[augment]
+        return v2.Compose([crop, *flip, *self._to_tensor()])
+
+    def _resize(self) -> Callable:
+        from timm.data.transforms import ResizeKeepRatio
+        from torchvision.transforms import InterpolationMode, v2
+
+        height, width = (math.floor(side / self.crop_pct) for side in self.size)
+        mode = InterpolationMode(self.interpolation)
+        if self.crop_mode == "squash":
+            return v2.Resize((height, width), mode)
+        if height == width:
+            return v2.Resize(height, mode)
+        return ResizeKeepRatio((height, width), interpolation=self.interpolation)
+
+    def _to_tensor(self) -> list[nn.Module]:
+        import torch
+        from torchvision.transforms import v2
+
+        return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]

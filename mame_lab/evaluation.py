@@ -1,0 +1,140 @@
+"""What merging costs in accuracy and gains in speed: a model against the same weights unmerged, in one Result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from mame_lab import speed
+from mame_lab.comparison import Comparison
+from mame_lab.config import Config
+from mame_lab.data.datamodule import ImageData
+from mame_lab.errors import MameLabError
+from mame_lab.models import family_of, unmerged_twin
+from mame_lab.results import Arm, Proportion, Result, gather_conditions, weights_hash
+
+Models = dict[str, nn.Module]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def evaluate(
+    model: nn.Module, data: ImageData, trainer: Trainer, config: Config, training_loss: Loss | None = None
+) -> Result:
+    """Compare a merged model with its unmerged twin on the test images.
+
+    Args:
+        model: with merging applied.
+        data: its test images are judged, counted and timed.
+        trainer: its device and precision hold for everything.
+        config: what is measured and how long.
+        training_loss: of logits and labels; given, a training step is timed too.
+
+    Raises:
+        MameLabError: the classes of the model are not those of the data.
+    """
+    check_classes(family_of(model).classifier(model), data.classes)
+    models = {"merged": model, "unmerged": unmerged_twin(model)}
+    accuracy, fidelity = _judge(models, data, trainer)
+    device = trainer.strategy.root_device
+    images, labels = data.sample(config.speed.batch_size)
+    images = trainer.precision_plugin.convert_input(images.to(device))
+    for twin in models.values():
+        twin.to(device)
+    training, train_speedup = {}, None
+    if training_loss is not None:
+        batch = images[: config.dataset.batch_size], labels[: config.dataset.batch_size].to(device)
+        steps = {name: speed.training_step(twin, training_loss, *batch) for name, twin in models.items()}
+        training, train_speedup = _race(steps, trainer, config, len(batch[0]))
+    forwards = {name: _forward(twin.eval(), images) for name, twin in models.items()}
+    inference, speedup = _race(forwards, trainer, config, len(images))
+    arms = {
+        name: Arm(
+            **accuracy[name],
+            **_cost(twin, images[: config.speed.cost_samples]),
+            samples_per_s=inference[name].samples_per_s,
+            latency_ms_p50=inference[name].latency_ms_p50,
+            latency_ms_p95=inference[name].latency_ms_p95,
+            peak_memory_mb=_megabytes(speed.peak_memory(forwards[name], device)),
+            train_samples_per_s=training[name].samples_per_s if training else None,
+        )
+        for name, twin in models.items()
+    }
+    described = {"model": config.model.name, "dataset": config.dataset.name, "merging": str(config.mame)}
+    rounds = inference["merged"].rounds
+    return Result(
+        **arms,
+        **fidelity,
+        speedup=speedup,
+        train_speedup=train_speedup,
+        conditions=gather_conditions(
+            device, trainer.precision, len(images), rounds, config.seed, weights_hash(model), **described
+        ),
+    )
+
+
+def check_classes(classifier: nn.Module, classes: list[str]) -> None:
+    """Raise MameLabError where a classifier cannot judge the data; a model without one is judged by k-NN."""
+    outputs = getattr(classifier, "out_features", None)
+    if outputs not in (None, len(classes)):
+        raise MameLabError(
+            f"the model has {outputs} classes and the dataset {len(classes)}: choose the dataset it was trained for, "
+            f"train a head for this one with train.py, or judge its features by k-NN with model.num_classes=0"
+        )
+
+
+def _judge(
+    models: Models, data: ImageData, trainer: Trainer
+) -> tuple[dict[str, dict[str, Proportion]], dict[str, Any]]:
+    """The accuracy of each model, and how far the merged one is from the other."""
+    tested = _run(models, data.test_dataloader(), trainer)
+    if tested.has_classifier:
+        accuracy = tested.accuracy()
+    else:
+        accuracy = tested.knn_accuracy(_run(models, data.bank_dataloader(), trainer), len(data.classes))
+    distance = tested.fidelity.compute()
+    return accuracy, {
+        "evaluated_by": "classifier" if tested.has_classifier else "k-NN",
+        "agreement": None if distance.agreement is None else Proportion(*distance.agreement),
+        "kl": distance.kl,
+        "feature_error": distance.feature_error,
+    }
+
+
+def _run(models: Models, loader: Any, trainer: Trainer) -> Comparison:
+    comparison = Comparison(models, family_of(models["merged"]).classifier)
+    trainer.test(comparison, loader, verbose=False)
+    return comparison
+
+
+def _forward(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    @torch.inference_mode()
+    def forward() -> object:
+        return model(images)
+
+    return forward
+
+
+def _race(
+    calls: dict[str, Callable[[], object]], trainer: Trainer, config: Config, batch: int
+) -> tuple[dict[str, speed.Timing], float]:
+    """The timing of each call, and how many times faster merged is."""
+    smoke = bool(trainer.fast_dev_run)
+    rounds = {"max_rounds": 1, "min_rounds": 1, "warmup": 1} if smoke else {"max_rounds": config.speed.max_rounds}
+    with trainer.precision_plugin.forward_context():
+        taken = speed.time_interleaved(calls, trainer.strategy.root_device, seconds=config.speed.seconds, **rounds)
+    timings = {name: speed.Timing.from_seconds(seconds, batch) for name, seconds in taken.items()}
+    return timings, speed.speedup(taken["merged"], taken["unmerged"])
+
+
+def _cost(model: nn.Module, images: Tensor) -> dict[str, Any]:
+    with torch.inference_mode():
+        tokens = [float(tokens_B.float().mean()) for tokens_B in family_of(model).trace(model, images)]
+    return {"gflops": speed.gflops(model, images)[""], "tokens": tokens}
+
+
+def _megabytes(count: int | None) -> float | None:
+    return None if count is None else count / 1e6

@@ -1,0 +1,166 @@
+"""What a model costs: its time, measured against another model's in turns, its multiply-adds and its memory.
+
+Shapes: B batch, 1 a batch of one; the dimensions that follow are the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How fast one model was over the rounds of `time_interleaved`: medians, and the slow tail of the latency."""
+
+    samples_per_s: float
+    latency_ms_p50: float
+    latency_ms_p95: float
+    rounds: int
+    batch: int
+
+    @classmethod
+    def from_seconds(cls, seconds: list[float], batch: int) -> Timing:
+        """From the seconds that each call took on a batch of `batch` samples."""
+        p50, p95 = torch.tensor(seconds, dtype=torch.float64).quantile(torch.tensor([0.5, 0.95]).double()).tolist()
+        return cls(batch / p50, 1e3 * p50, 1e3 * p95, len(seconds), batch)
+
+
+def time_interleaved(
+    arms: dict[str, Callable[[], object]],
+    device: torch.device | str,
+    *,
+    max_rounds: int = 30,
+    min_rounds: int = 3,
+    warmup: int = 2,
+    seconds: float = 20.0,
+) -> dict[str, list[float]]:
+    """Seconds of each call of each arm; round i of one arm stands beside round i of the others.
+
+    The arms are called in turn, in an order that reverses every round, so that a drift of the machine (heat, clock,
+    other load) meets all alike. Measuring ends after `max_rounds`, or after `seconds` of it once `min_rounds` are done.
+    Each call is synchronised with the device; the `warmup` calls are not counted. The caller sets no_grad.
+    """
+    device = torch.device(device)
+    console = Console()
+    # Refreshed by hand, between the calls: a refreshing thread would take time from what is measured.
+    progress = Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
+    order, taken = list(arms), {name: [] for name in arms}
+    with progress:
+        task = progress.add_task(f"timing {', '.join(arms)}", total=1.0)
+        progress.refresh()
+        for _ in range(warmup):
+            for call in arms.values():
+                _seconds_of(call, device)
+        for done in range(1, max_rounds + 1):
+            for name in order:
+                taken[name].append(_seconds_of(arms[name], device))
+            order.reverse()
+            spent = sum(map(sum, taken.values()))
+            progress.update(task, completed=max(done / max_rounds, spent / max(spent, seconds)), refresh=True)
+            if done >= min_rounds and spent >= seconds:
+                break
+    return taken
+
+
+def _seconds_of(call: Callable[[], object], device: torch.device) -> float:
+    _synchronize(device)
+    start = perf_counter()
+    call()
+    _synchronize(device)
+    return perf_counter() - start
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def speedup(merged_seconds: list[float], unmerged_seconds: list[float]) -> float:
+    """How many times faster merged is: the median over rounds of unmerged over merged seconds, pair by pair."""
+    return median(u / m for m, u in zip(merged_seconds, unmerged_seconds, strict=True))
+
+
+def training_step(
+    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor], inputs_B: Tensor, targets_B: Tensor
+) -> Callable[[], None]:
+    """A call to time: forward, loss, backward and the gradients dropped. No optimizer, so the weights stay."""
+
+    def step() -> None:
+        loss(model(inputs_B), targets_B).backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def gflops(model: nn.Module, inputs_B: Tensor) -> dict[str, float]:
+    """1e9 multiply-adds a sample, mean, of each module by its name; "" is the whole model.
+
+    It is what the field reports as GFLOPs (ViT-S/16 at 224 px: 4.60), counted in the matrix products and convolutions
+    that really run; elementwise work is left out, as is usual. Samples run one at a time, so that a model which pads a
+    batch to its longest sample is charged for each sample's own tokens, and under the math kernel of attention, because
+    the counter misses some fused ones.
+    """
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for input_1 in inputs_B.split(1):
+            model(input_1)
+    counts = {name: sum(of.values()) / 2e9 / len(inputs_B) for name, of in counter.get_flop_counts().items()}
+    root = type(model).__name__
+    return {"": counts.get("Global", 0.0)} | {
+        name.removeprefix(f"{root}."): count for name, count in counts.items() if name.startswith(f"{root}.")
+    }
+
+
+def peak_memory(call: Callable[[], object], device: torch.device | str) -> int | None:
+    """The most bytes that tensors made during one call held at a time, beyond what was there before it.
+
+    Weights and inputs are thus not counted; activations, and in training gradients, are. On CUDA it is the allocator's
+    peak, which includes the kernels' workspaces; on CPU the storages of all tensors that operators return, which does
+    not. None on other devices, which do not tell. Call it once before if the call fills caches.
+    """
+    device = torch.device(device)
+    if device.type == "cpu":
+        with _LiveStorages() as live:
+            call()
+        return live.peak
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+class _LiveStorages(TorchDispatchMode):
+    """Watches every operator for storages that are new, and forgets them when the last tensor on them is gone."""
+
+    def __init__(self):
+        super().__init__()
+        self.peak = 0
+        self._live = WeakIdKeyDictionary()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = {id(storage) for storage in _storages((args, kwargs))}
+        result = func(*args, **kwargs)
+        self._live.update({storage: None for storage in _storages(result) if id(storage) not in given})
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self._live))
+        return result
+
+
+def _storages(tree: object) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

@@ -1,0 +1,89 @@
+"""Classification: whatever gives logits is trained with cross-entropy and judged by top-1 and top-5.
+
+Shapes: B batch, K classes. An input is what the model takes, the batch first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from mame_lab.errors import MameLabError
+from mame_lab.tasks.optim import AdamW
+
+
+class Classification(LightningModule):
+    """Trains and evaluates `model` on batches of (inputs, labels_B).
+
+    Args:
+        model: gives logits_BK from a batch of inputs.
+        num_classes: K.
+        optim: the recipe: optimizer, schedule, label smoothing.
+        config: the run's configuration as plain values (dict, list, str, numbers); every checkpoint carries it.
+
+    Raises:
+        MameLabError: a loss of training or validation is not finite. This stops the fit before a checkpoint is written.
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int, optim: AdamW, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.optim = optim
+        self.config = config
+        self.accuracy = nn.ModuleDict(
+            {
+                f"{stage}/top{k}": MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
+                for stage in ("val", "test")
+                for k in (1, 5)
+            }
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs)
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, labels_B = batch
+        loss = F.cross_entropy(self(inputs), labels_B, label_smoothing=self.optim.label_smoothing)
+        self._stop_unless_finite("train/loss", loss)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._stop_unless_finite("val/loss", self._evaluate("val", batch))
+
+    def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        self._evaluate("test", batch)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
+        optimizer, scheduler = self.optim.build(self.model, steps, epochs)  # pyright: ignore[reportArgumentType]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["config"] = self.config
+
+    def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
+        inputs, labels_B = batch
+        logits_BK = self(inputs)
+        loss = F.cross_entropy(logits_BK, labels_B)
+        self.log(f"{stage}/loss", loss, batch_size=len(labels_B), sync_dist=True)
+        for name in (f"{stage}/top1", f"{stage}/top5"):
+            accuracy = self.accuracy[name]
+            accuracy(logits_BK, labels_B)
+            self.log(name, accuracy, prog_bar=name == "val/top1")  # pyright: ignore[reportArgumentType]
+        return loss
+
+    def _stop_unless_finite(self, name: str, loss: Tensor) -> None:
+        if self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite())):
+            return
+        kept = [c.best_model_path for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        raise MameLabError(
+            f"optim.lr={self.optim.lr}: {name} is not finite at step {self.global_step}, epoch {self.current_epoch}: "
+            f"lower optim.lr; the last good checkpoint is kept ({', '.join(filter(None, kept)) or 'none was written'})"
+        )

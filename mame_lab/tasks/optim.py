@@ -1,0 +1,91 @@
+"""The training recipe of a task: AdamW, linear warm-up, cosine decay, label smoothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from mame_lab.errors import MameLabError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+
+def lr_factor(step: int, total_steps: int, warmup_steps: int, min_lr_ratio: float) -> float:
+    """The share of the peak learning rate that update number `step` (from 0) takes.
+
+    A line up to 1 at `warmup_steps`, then half a cosine down to `min_lr_ratio` at `total_steps`.
+    """
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass
+class AdamW:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101), its schedule, and what the loss adds to the recipe.
+
+    Args:
+        lr: the peak learning rate.
+        weight_decay: of weight matrices only.
+        betas: decay of the two moments.
+        warmup_epochs: epochs of linear warm-up, a fraction if you like.
+        min_lr_ratio: where the cosine ends, as a share of `lr`.
+        label_smoothing: share of the target that is spread over all classes, in training only.
+
+    Raises:
+        MameLabError: a value is out of its range.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    warmup_epochs: float = 1.0
+    min_lr_ratio: float = 0.0
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        rules = {
+            "lr": (self.lr > 0, "above 0"),
+            "weight_decay": (self.weight_decay >= 0, "0 or more"),
+            "betas": (len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas), "two numbers in [0, 1)"),
+            "warmup_epochs": (self.warmup_epochs >= 0, "0 or more"),
+            "min_lr_ratio": (0 <= self.min_lr_ratio <= 1, "in [0, 1]"),
+            "label_smoothing": (0 <= self.label_smoothing < 1, "in [0, 1)"),
+        }
+        for key, (holds, rule) in rules.items():
+            if not holds:
+                raise MameLabError(f"optim.{key}={getattr(self, key)}: set it to a value {rule}")
+
+    def build(self, model: nn.Module, total_steps: float, epochs: int) -> tuple[Optimizer, LRScheduler]:
+        """The optimizer of the parameters of `model` that train, and its scheduler, to be stepped after every update.
+
+        Biases, norms and all other parameters of one dimension are not decayed, nor what `model.no_weight_decay()`
+        (timm's convention) names. `total_steps` updates are made in `epochs` epochs.
+        """
+        import torch
+
+        kept = getattr(model, "no_weight_decay", set)()
+        decayed, free = [], []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                (free if parameter.ndim <= 1 or name in kept else decayed).append(parameter)
+        groups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.lr,
+            betas=(self.betas[0], self.betas[1]),
+            weight_decay=self.weight_decay,
+        )
+        factor = partial(
+            lr_factor,
+            total_steps=int(total_steps),
+            warmup_steps=min(int(total_steps), round(self.warmup_epochs * total_steps / epochs)),
+            min_lr_ratio=self.min_lr_ratio,
+        )
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

@@ -1,0 +1,93 @@
+"""The Lightning Trainer: its settings, and the callbacks and the quiet that every run wants."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mame_lab.errors import MameLabError
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+    from lightning.pytorch.loggers import Logger
+
+
+@dataclass
+class TrainerSettings:
+    """The arguments of Lightning's Trainer that a run sets; each means what it means there."""
+
+    max_epochs: int = 10
+    accelerator: str = "auto"
+    devices: Any = "auto"
+    strategy: str = "auto"
+    num_nodes: int = 1
+    precision: str = "32-true"
+    gradient_clip_val: float | None = 1.0
+    accumulate_grad_batches: int = 1
+    limit_train_batches: Any = 1.0
+    limit_val_batches: Any = 1.0
+    limit_test_batches: Any = 1.0
+    fast_dev_run: Any = False
+    log_every_n_steps: int = 10
+    deterministic: Any = False
+    enable_progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        for key in ("max_epochs", "accumulate_grad_batches"):
+            if getattr(self, key) < 1:
+                raise MameLabError(f"trainer.{key}={getattr(self, key)}: set it to 1 or more")
+
+    def build(self, folder: Path, loggers: list[Logger], callbacks: Sequence[Callback] = ()) -> Trainer:
+        """A Trainer that writes `best.ckpt` (highest val/top1) and `last.ckpt` to `folder`/checkpoints.
+
+        Raises:
+            MameLabError: Lightning cannot run these settings on this machine.
+        """
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+        from lightning.pytorch import Trainer
+
+        _quieten()
+        bars = [_progress_bar()] if self.enable_progress_bar else []
+        try:
+            return Trainer(
+                **asdict(self),
+                logger=loggers,
+                callbacks=[*callbacks, *_checkpoints(folder / "checkpoints"), *bars],
+                enable_model_summary=False,
+                default_root_dir=folder,
+            )
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise MameLabError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+def _checkpoints(folder: Path) -> list[Callback]:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    best = ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", enable_version_counter=False)
+    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    return [best, last]
+
+
+def _progress_bar() -> Callback:
+    """One line an epoch that fits a terminal of 80 columns; in a file or a pipe it appears once the epoch is over."""
+    from lightning.pytorch.callbacks import RichProgressBar
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+
+    class ProgressBar(RichProgressBar):
+        def configure_columns(self, trainer: Trainer) -> list:
+            batches = TextColumn("{task.completed:.0f}/{task.total:.0f}")
+            time = TimeRemainingColumn(elapsed_when_finished=True)
+            return [TextColumn("{task.description}"), BarColumn(bar_width=16), batches, time]
+
+    return ProgressBar(refresh_rate=10, leave=True)
+
+
+def _quieten() -> None:
+    """Silences Lightning's hints and false alarms; its other warnings stay."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in ("does not have many workers", "in eval mode at the start of training", "LeafSpec"):
+        warnings.filterwarnings("ignore", message=f".*{message}")

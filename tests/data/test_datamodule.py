@@ -1,0 +1,142 @@
+"""ImageData: what a batch is, in which order batches come, and how errors cross from the workers."""
+
+import traceback
+from dataclasses import dataclass
+
+import pytest
+import torch
+from lightning import seed_everything
+from PIL import Image
+
+from mame_lab.data import Digits, ImageFolder
+from mame_lab.data.datamodule import ImageData
+from mame_lab.data.dataset import ImageDataset
+from mame_lab.data.preprocessing import Preprocessing
+from mame_lab.data.splits import Splits
+from mame_lab.errors import MameLabError
+
+PREPROCESSING = Preprocessing(
+    size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bicubic", crop_pct=1.0, crop_mode="center"
+)
+
+
+@dataclass
+class Counted(ImageDataset):
+    """Grey images whose label is their grey value, `size` in each of train, val and test, numbered on from 0.
+
+    It counts how often it is read.
+    """
+
+    name: str = "counted"
+    size: int = 10
+    num_workers: int | None = 0
+    augment: str = "none"
+    reads: int = 0
+
+    def splits(self) -> Splits:
+        self.reads += 1
+        images = [(Image.new("RGB", (8, 8), (i, i, i)), i) for i in range(3 * self.size)]
+        train, val, test = (images[start : start + self.size] for start in range(0, len(images), self.size))
+        return Splits(train, val, test, [str(i) for i in range(len(images))])
+
+
+def labels(loader):
+    return torch.cat([y_B for _, y_B in loader]).tolist()
+
+
+def test_a_batch_of_digits():
+    data = ImageData(Digits(batch_size=16), PREPROCESSING)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.bank_dataloader()):
+        x_BCHW, y_B = next(iter(loader))
+        assert (x_BCHW.shape, x_BCHW.dtype) == ((16, 3, 8, 8), torch.float32)
+        assert (y_B.shape, y_B.dtype) == ((16,), torch.int64)
+        assert type(x_BCHW) is torch.Tensor
+    assert data.classes == [str(digit) for digit in range(10)]
+
+
+def test_images_are_read_once_and_not_before_they_are_needed():
+    dataset = Counted()
+    data = ImageData(dataset, PREPROCESSING)
+    assert dataset.reads == 0
+    labels(data.train_dataloader())
+    labels(data.test_dataloader())
+    assert (len(data.classes), dataset.reads) == (30, 1)
+
+
+def test_images_keep_their_labels_and_evaluation_keeps_order():
+    data = ImageData(Counted(batch_size=3), PREPROCESSING)
+    assert labels(data.bank_dataloader()) == list(range(10))
+    assert labels(data.val_dataloader()) == list(range(10, 20))
+    assert labels(data.test_dataloader()) == list(range(20, 30))
+    for x_BCHW, y_B in data.train_dataloader():
+        torch.testing.assert_close(x_BCHW[:, 0, 0, 0] * 255, y_B.float())
+
+
+def test_training_order_follows_the_global_seed():
+    data = ImageData(Counted(size=50), PREPROCESSING)
+
+    def epoch(seed):
+        seed_everything(seed)
+        return labels(data.train_dataloader())
+
+    assert epoch(1) == epoch(1)
+    assert epoch(1) != epoch(2)
+    assert sorted(epoch(1)) == list(range(50))
+
+
+@pytest.mark.parametrize(("batch_size", "seen"), [(4, 8), (5, 10), (6, 10), (10, 10), (20, 10)])
+def test_a_short_batch_is_dropped_only_beside_two_full_ones(batch_size, seen):
+    assert len(labels(ImageData(Counted(batch_size=batch_size), PREPROCESSING).train_dataloader())) == seen
+
+
+def test_only_training_is_augmented():
+    dataset = Digits(augment="crop")
+    data = ImageData(dataset, PREPROCESSING)
+    plain = ImageData(Digits(), PREPROCESSING)
+    for name in ("val_dataloader", "test_dataloader", "bank_dataloader"):
+        (x_BCHW, _), (expected_BCHW, _) = (next(iter(getattr(d, name)())) for d in (data, plain))
+        assert torch.equal(x_BCHW, expected_BCHW)
+    seed_everything(0)
+    first = next(iter(data.train_dataloader()))[0]
+    seed_everything(0)
+    assert not torch.equal(first, next(iter(plain.train_dataloader()))[0])
+
+
+@pytest.mark.parametrize(("cpus", "asked", "expected"), [(3, None, 3), (64, None, 8), (64, 0, 0), (8, 5, 5)])
+def test_workers(monkeypatch, cpus, asked, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cpus)), raising=False)
+    loader = ImageData(Counted(num_workers=asked), PREPROCESSING).val_dataloader()
+    assert (loader.num_workers, loader.persistent_workers) == (expected, expected > 0)
+    assert loader.pin_memory == torch.cuda.is_available()
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [(1, [20]), (4, [20, 23, 26, 29]), (10, list(range(20, 30))), (13, [*range(20, 30), 20, 21, 22])],
+)
+def test_a_sample_is_spread_over_the_test_images(count, expected):
+    x_BCHW, y_B = ImageData(Counted(), PREPROCESSING).sample(count)
+    assert y_B.tolist() == expected
+    assert x_BCHW.shape == (count, 3, 8, 8)
+    torch.testing.assert_close(x_BCHW[:, 0, 0, 0] * 255, y_B.float())
+
+
+def test_training_images_may_be_missing(make_folder):
+    data = ImageData(ImageFolder(root=str(make_folder({"val/cat": 2})), num_workers=0), PREPROCESSING)
+    assert labels(data.test_dataloader()) == [0, 0]
+    for loader in (data.train_dataloader, data.bank_dataloader):
+        with pytest.raises(MameLabError, match=r"^dataset=imagefolder has no training images"):
+            loader()
+
+
+def test_the_last_line_of_a_worker_error_names_the_image(make_folder):
+    root = make_folder({"val/cat": 3})
+    path = root / "val/cat/1.png"
+    path.write_bytes(path.read_bytes()[:40])
+    data = ImageData(ImageFolder(root=str(root), num_workers=1), PREPROCESSING)
+    with pytest.raises(MameLabError) as raised:
+        labels(data.val_dataloader())
+    traceback.clear_frames(raised.tb)  # Their reference cycle would keep the worker, and then delay its end by 5 s.
+    last_line = str(raised.value).strip().splitlines()[-1]
+    assert last_line.startswith(f"mame_lab.errors.MameLabError: image {path} cannot be read (")
+    assert last_line.endswith("): replace or delete the file")

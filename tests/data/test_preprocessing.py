@@ -1,0 +1,94 @@
+"""Preprocessing: evaluation as timm does it, and what training adds."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from mame_lab.data.preprocessing import Preprocessing
+from mame_lab.errors import MameLabError
+
+PREPROCESSING = Preprocessing(
+    size=(32, 32),
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    interpolation="bicubic",
+    crop_pct=0.875,
+    crop_mode="center",
+)
+
+
+def noise(width, height):
+    return Image.merge("RGB", [Image.effect_noise((width, height), 100) for _ in range(3)])
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos", "nearest"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_evaluation_is_that_of_timm(crop_mode, interpolation, crop_pct, size):
+    preprocessing = replace(
+        PREPROCESSING, size=size, crop_mode=crop_mode, interpolation=interpolation, crop_pct=crop_pct
+    )
+    reference = create_transform(
+        input_size=(3, *size),
+        is_training=False,
+        interpolation=interpolation,
+        mean=PREPROCESSING.mean,
+        std=PREPROCESSING.std,
+        crop_pct=crop_pct,
+        crop_mode=crop_mode,
+    )
+    for image in (noise(8, 8), noise(71, 50), noise(33, 64), noise(32, 32)):
+        x_CHW = preprocessing.evaluation()(image)
+        assert x_CHW.dtype is torch.float32
+        assert type(x_CHW) is torch.Tensor
+        torch.testing.assert_close(x_CHW, reference(image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("crop_mode", "border"), ("crop_mode", "middle"), ("interpolation", "random")]
+)
+def test_what_is_not_supported_is_refused(key, value):
+    with pytest.raises(MameLabError, match=f"the model's {key}={value} is not supported"):
+        replace(PREPROCESSING, **{key: value})
+
+
+def test_training_without_augmentation_is_evaluation():
+    image = noise(50, 40)
+    assert torch.equal(PREPROCESSING.training("none")(image), PREPROCESSING.evaluation()(image))
+
+
+@pytest.mark.parametrize(("augment", "flips"), [("crop", False), ("crop_flip", True)])
+def test_crops_vary_and_only_crop_flip_flips(augment, flips):
+    gradient = Image.linear_gradient("L").rotate(90).convert("RGB")  # Dark on the left, bright on the right.
+    torch.manual_seed(0)
+    transform = PREPROCESSING.training(augment)
+    crops = [transform(gradient) for _ in range(30)]
+    assert {(x.shape, x.dtype) for x in crops} == {((3, 32, 32), torch.float32)}
+    assert len({x.mean().item() for x in crops}) > 20
+    leftward = [bool(x[0, :, 0].mean() > x[0, :, -1].mean()) for x in crops]
+    assert 5 < sum(leftward) < 25 if flips else len(set(leftward)) == 1
+
+
+def test_crops_keep_a_third_of_the_image():
+    torch.manual_seed(0)
+    gradient = Image.linear_gradient("L").rotate(90).convert("RGB")
+    transform = replace(PREPROCESSING, mean=(0, 0, 0), std=(1, 1, 1), size=(64, 64)).training("crop")
+    widths = [(x[0, 0, -1] - x[0, 0, 0]).abs().item() for x in (transform(gradient) for _ in range(200))]
+    assert 0.45 < min(widths) < 0.65  # A crop of area 0.35 and aspect ratio 3/4 has width 0.51.
+
+
+@pytest.mark.parametrize(("interpolation", "blends"), [("nearest", False), ("bilinear", True)])
+def test_crops_use_the_interpolation_of_the_model(interpolation, blends):
+    black_and_white = Image.effect_noise((8, 8), 100).point(lambda value: 255 * (value > 127)).convert("RGB")
+    transform = replace(PREPROCESSING, mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation).training("crop")
+    values = set(transform(black_and_white).unique().tolist())
+    assert values > {0.0, 1.0} if blends else values == {0.0, 1.0}
+
+
+def test_an_unknown_augmentation_is_refused():
+    with pytest.raises(KeyError):
+        PREPROCESSING.training("flip")

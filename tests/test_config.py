@@ -1,0 +1,116 @@
+"""Every file of conf/ composes and is what the dataclasses say; what does not fit fails and names its key."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import timm
+import yaml
+from conftest import ROOT, compose_config
+from hydra.errors import HydraException
+from omegaconf import open_dict
+
+from mame_lab import MaMe, MameLabError, cli, config
+from mame_lab.data import DATASETS
+from mame_lab.data.imagefolder import ImageFolder
+
+CHOICES = [(path.parent.name, path.stem) for path in sorted((ROOT / "conf").glob("*/*.yaml"))]
+ENTRIES = {"train": config.TrainConfig, "eval": config.EvalConfig}
+
+
+def values(entry: str, *overrides: str) -> dict:
+    cfg = compose_config(entry, list(overrides))
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return config.plain(cfg)
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_every_choice_composes(entry, group, choice):
+    if group not in {field.name for field in fields(ENTRIES[entry])}:
+        pytest.skip(f"{entry}.py has no group {group}")
+    run = config.typed(ENTRIES[entry], values(entry, f"{group}={choice}"))
+    assert getattr(run, group) is not None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf/model").glob("*.yaml")), ids=lambda path: path.stem)
+def test_models_are_published_by_timm(path: Path):
+    model = yaml.safe_load(path.read_text())
+    assert timm.is_model(model["name"])
+    assert model.get("pretrained") is False or model["name"] in timm.list_pretrained()
+
+
+def test_defaults_are_those_of_the_parts():
+    run = config.typed(config.TrainConfig, values("train"))
+    assert run.mame == MaMe()
+    assert {name: config.typed(config.EvalConfig, values("eval", f"dataset={name}")).dataset for name in DATASETS} == {
+        name: settings() for name, settings in DATASETS.items()
+    }
+
+
+def test_r_on_the_command_line_is_r_in_the_library():
+    for r in (8, 0.1, [1, 2, 3, 4]):
+        assert config.typed(config.TrainConfig, values("train", f"mame.r={r}")).mame == MaMe(r=r)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("mame.tua=0.9", "mame.tua: Key 'tua' not in 'MaMe' (did you mean tau?)"),
+        ("mame.tau=high", "mame.tau: Value 'high' of type 'str' could not be converted to Float"),
+        (
+            "trainer.max_epoch=3",
+            "trainer.max_epoch: Key 'max_epoch' not in 'TrainerSettings' (did you mean max_epochs?)",
+        ),
+        ("dataset.batch_size=few", "dataset.batch_size: Value 'few' of type 'str' could not be converted to Integer"),
+        ("learning_rate=1", "learning_rate: Key 'learning_rate' not in 'TrainConfig'"),
+        ("model=vit_bb", "model=vit_bb is not known (did you mean vit_b"),
+        ("optimizer=sgd", "optimizer"),
+        ("mame.r=[1,2", "[1,2"),
+    ],
+)
+def test_a_wrong_key_or_type_fails_at_composition_in_one_line(override, line):
+    with pytest.raises(HydraException) as error:
+        values("train", override)
+    told = cli.explain(error.value)
+    assert line in told
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("mame.tau=2", "mame.tau=2"), ("mame.r=-1", "mame.r=-1"), ("speed.seconds=0", "speed.seconds")],
+)
+def test_a_value_out_of_range_fails_before_anything_is_built(override, named):
+    with pytest.raises(MameLabError, match=named):
+        config.typed(config.TrainConfig, values("train", override))
+
+
+def test_unknown_choice_in_stored_values_is_named():
+    stored = values("train")
+    stored["mame"]["method"] = "mema"
+    with pytest.raises(MameLabError, match=r"mame.method=mema is not known"):
+        config.typed(config.TrainConfig, stored)
+
+
+def test_the_command_line_wins_over_a_checkpoint():
+    stored = values("train", "mame.r=8", "model.args.depth=3", "dataset.batch_size=5", "seed=7")
+
+    def overridden(*overrides: str) -> config.EvalConfig:
+        return config.typed(config.EvalConfig, config.override(stored, values("eval", *overrides), list(overrides)))
+
+    plain = overridden("ckpt=x")
+    assert (plain.mame, plain.seed, plain.dataset.batch_size, plain.model.args["depth"]) == (MaMe(r=8), 7, 5, 3)
+    assert overridden("mame.r=16").mame == MaMe(r=16)
+    assert overridden("mame=off").mame == MaMe(r=0)
+    assert overridden("mame.r=null", "mame.tau=0.5").mame == MaMe(tau=0.5)
+    assert overridden("dataset=imagefolder", "dataset.root=/images").dataset == ImageFolder(root="/images")
+    assert overridden("+model.args.qk_norm=true").model.args["qk_norm"] is True
+
+
+def test_a_loader_workers_traceback_is_one_line():
+    wrapped = (
+        "Caught MameLabError in DataLoader worker process 0.\nTraceback ...\nmame_lab.errors.MameLabError: a.jpg is bad"
+    )
+    assert cli.explain(MameLabError(wrapped)) == "a.jpg is bad"

@@ -1,0 +1,179 @@
+"""train.py and eval.py as their user meets them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY
+from PIL import Image
+from safetensors.torch import save_file
+
+from mame_lab import MameLabError
+from mame_lab.results import Result
+
+BACKBONE = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 32, "patch_size": 8, "num_classes": 0}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder of two class folders of small images."""
+    for index, colour in enumerate(["red", "blue"]):
+        (tmp_path / "images" / colour).mkdir(parents=True)
+        for number in range(30):
+            image = Image.new("RGB", (24, 40), colour)
+            image.putpixel((number % 24, index), (255, 255, 255))
+            image.save(tmp_path / "images" / colour / f"{number}.png")
+    return tmp_path / "images"
+
+
+def test_train_then_evaluate_the_checkpoint_at_another_budget(entry_point, tmp_path, capsys):
+    entry_point("train", tmp_path / "run", *TINY, "mame.r=10", "finetune=last_layer")
+    table = capsys.readouterr().out
+    for word in ("What trains", "blocks.2", "Merged against unmerged", "top-1", "samples/s", "FLOP-ideal", "seed 0"):
+        assert word in table
+    trained = Result.load(tmp_path / "run/result.json")
+    assert [round(t) for t in trained.merged.tokens] == [90, 80, 80]
+    assert trained.merged.train_samples_per_s > 0
+    assert trained.merged.top1.total == 64
+    assert (tmp_path / "run/metrics.csv").read_text().count("\n") >= 2
+    best = tmp_path / "run/checkpoints/best.ckpt"
+    assert best.exists()
+    assert (tmp_path / "run/checkpoints/last.ckpt").exists()
+    assert torch.load(best, weights_only=True)["config"]["mame"]["r"] == 10
+
+    machine = [override for override in TINY if override.split(".")[0] in ("trainer", "speed")]
+    entry_point("eval", tmp_path / "same", *machine, f"ckpt={best}")
+    entry_point("eval", tmp_path / "other", *machine, f"ckpt={best}", "mame.r=20")
+    same, other = (Result.load(tmp_path / name / "result.json") for name in ("same", "other"))
+    assert same.merged.top1 == trained.merged.top1
+    assert same.unmerged.top1 == other.unmerged.top1 == trained.unmerged.top1
+    assert same.conditions.weights == trained.conditions.weights
+    assert [round(t) for t in other.merged.tokens] == [80, 60, 60]
+    assert other.merged.gflops < same.merged.gflops < same.unmerged.gflops == other.unmerged.gflops
+
+
+def test_off_is_exact(entry_point, tmp_path):
+    entry_point("eval", tmp_path, *TINY[:-1], "speed.cost_samples=1", "mame=off")
+    result = Result.load(tmp_path / "result.json")
+    assert (result.agreement.value, result.kl, result.feature_error, result.flop_ratio) == (1, 0, 0, 1)
+
+
+def backbone(path: Path, **changes) -> list[str]:
+    """Weights of a headless backbone in a file, and the overrides that load it."""
+    arguments = BACKBONE | changes
+    save_file(timm_backbone(arguments).state_dict(), path)
+    own = [f"+model.args.{key}={value}" for key, value in arguments.items() if key not in ("img_size", "num_classes")]
+    return ["model=dinov2_s", f"model.img_size={arguments['img_size']}", f"model.weights={path}", *own]
+
+
+def timm_backbone(arguments: dict):
+    import timm
+
+    torch.manual_seed(0)
+    return timm.create_model("vit_small_patch14_dinov2", **arguments)
+
+
+def test_a_backbone_is_evaluated_by_knn_and_gets_a_head_in_training(entry_point, tmp_path, folder, capsys):
+    settings = [*TINY[3:], *backbone(tmp_path / "w.safetensors"), "dataset=imagefolder", f"dataset.root={folder}"]
+    settings += ["dataset.num_workers=0", "dataset.batch_size=24"]
+    entry_point("eval", tmp_path / "eval", *settings, "mame.r=2")
+    result = Result.load(tmp_path / "eval/result.json")
+    assert result.evaluated_by == "k-NN"
+    assert result.merged.top1.total == result.unmerged.top1.total == 12
+    assert result.kl is None
+    assert result.feature_error > 0
+    entry_point("train", tmp_path / "train", *settings, "mame.r=2", "finetune=head")
+    assert "The head is new" in capsys.readouterr().out
+    assert Result.load(tmp_path / "train/result.json").evaluated_by == "classifier"
+
+
+def test_real_pretrained_model_with_random_weights_runs_through(entry_point, tmp_path):
+    entry_point(
+        "train", tmp_path, "model=vit_ti", "model.pretrained=false", "mame.r=8", "finetune=last_layer",
+        "trainer.fast_dev_run=true", "trainer.accelerator=cpu", "dataset.batch_size=2", "speed.batch_size=2",
+        "speed.cost_samples=1",
+    )  # fmt: skip
+    assert Result.load(tmp_path / "result.json").merged.tokens[-1] == 197 - 8 * 8
+
+
+def other_checkpoint(entry_point, tmp_path) -> Path:
+    entry_point("train", tmp_path / "run", *TINY)
+    return tmp_path / "run/checkpoints/best.ckpt"
+
+
+def test_bad_inputs_name_the_key(entry_point, tmp_path, folder):
+    best = other_checkpoint(entry_point, tmp_path)
+    weights = backbone(tmp_path / "w.safetensors")
+    (tmp_path / "empty/only_class").mkdir(parents=True)
+    broken = folder / "red/0.png"
+    broken.write_bytes(broken.read_bytes()[:50])
+    images = ["dataset=imagefolder", f"dataset.root={folder}", "dataset.num_workers=0"]
+    cases = [
+        ("eval", ["ckpt=no.ckpt"], "ckpt=no.ckpt does not exist"),
+        ("eval", [f"ckpt={weights[2].partition('=')[2]}"], "cannot be read"),
+        ("eval", [f"ckpt={best}", "model=vit_ti", "model.pretrained=false"], f"ckpt={best} does not fit the model"),
+        ("eval", [f"ckpt={best}", "dataset=imagefolder", f"dataset.root={folder}"], "10 classes and the dataset 2"),
+        ("eval", [*TINY, "mame.r=60"], "mame.r=60 is too large"),
+        ("train", [*TINY, "dataset=imagefolder", "dataset.root=no/such"], "dataset.root=no/such"),
+        ("train", [*TINY, "dataset=imagefolder", f"dataset.root={tmp_path / 'empty'}"], "only_class"),
+        ("train", [*TINY, *images, "trainer.limit_train_batches=1.0"], "0.png"),
+        ("train", [*TINY, "finetune=head", "finetune.train=[heads]"], "finetune.train=heads"),
+        ("train", [*TINY, "trainer.precision=12"], "trainer"),
+    ]
+    for name, overrides, message in cases:
+        with pytest.raises(MameLabError, match=message) as error:
+            entry_point(name, tmp_path / "bad", *overrides)
+        assert "\n" not in str(error.value), overrides
+        assert not (tmp_path / "bad/result.json").exists()
+
+
+def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(entry_point, tmp_path):
+    with pytest.raises(MameLabError, match=r"optim.lr=1e\+30: .*loss is nan at step \d+"):
+        entry_point("train", tmp_path, *TINY, "optim.lr=1e30", "trainer.max_epochs=3", "optim.warmup_epochs=0")
+    for checkpoint in tmp_path.glob("checkpoints/*.ckpt"):
+        state = torch.load(checkpoint, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
+
+
+def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=250)
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [("mame.tua=1", "error: mame.tua: Key 'tua' not in"), ("mame.r=60", "error: mame.r=60 is too large for block 0")],
+)
+def test_a_wrong_input_is_one_line_and_a_failure(override, line, tmp_path):
+    done = command(str(ROOT / "train.py"), override, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(line)
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+HELP = """
+import runpy, sys
+sys.argv = [PATH, "--help"]
+runpy.run_path(PATH, run_name="__main__")
+print("torch" in sys.modules)
+"""
+
+
+def test_help_needs_no_torch(tmp_path):
+    done = command("-c", f"PATH = {str(ROOT / 'train.py')!r}{HELP}", cwd=tmp_path)
+    assert "Groups: choose one file of conf/" in done.stdout
+    assert done.stdout.rstrip().endswith("False")
+
+
+@pytest.mark.slow
+def test_the_default_run_proves_the_point(tmp_path):
+    done = command(str(ROOT / "train.py"), f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    top1 = result["merged"]["top1"]
+    assert top1["hits"] / top1["total"] >= 0.95
+    assert result["conditions"]["batch"] >= 64
+    assert result["speedup"] > 1

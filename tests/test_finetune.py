@@ -1,0 +1,160 @@
+"""Which parameters train, under timm's names and any others, and that the frozen rest stays frozen during a fit."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from omegaconf import OmegaConf
+from rich.console import Console
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from mame_lab.errors import MameLabError
+from mame_lab.finetune import Finetune, freeze, table
+from mame_lab.tasks.classification import Classification
+from mame_lab.tasks.optim import AdamW
+from mame_lab.training import TrainerSettings
+
+CONF = Path(__file__).parents[1] / "conf" / "finetune"
+VITS = {
+    "class token": {},
+    "average pooling": {"class_token": False, "global_pool": "avg"},
+    "attention pooling": {"class_token": False, "global_pool": "map"},
+    "registers": {"reg_tokens": 4, "no_embed_class": True, "init_values": 1e-5},
+}
+
+
+def vit(**options):
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+    return VisionTransformer(**sizes, drop_rate=0.1, proj_drop_rate=0.1, drop_path_rate=0.2, **options)
+
+
+def shipped(name):
+    return Finetune(**OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))
+
+
+def trains(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def in_train_mode(model):
+    return {name for name, module in model.named_modules() if module.training}
+
+
+def below(model, *roots):
+    """Names of the parameters and of the modules of `model` at or below `roots`."""
+    return tuple(
+        {name for name, _ in named if any(f"{name}.".startswith(f"{root}.") for root in roots)}
+        for named in (model.named_parameters(), model.named_modules())
+    )
+
+
+@pytest.mark.parametrize("options", VITS.values(), ids=VITS)
+@pytest.mark.parametrize(
+    ("name", "roots"),
+    [
+        ("last_layer", ["blocks.1", "norm", "fc_norm", "head", "head_drop", "attn_pool"]),
+        ("head", ["head", "head_drop"]),
+    ],
+)
+def test_the_shipped_choices_on_timm_models(name, roots, options):
+    model = vit(**options)
+    parameters, modules = below(model, *roots)
+    freeze(model, shipped(name))
+    assert trains(model) == parameters
+    assert in_train_mode(model) == modules
+
+
+def test_full_trains_everything():
+    model = vit().eval().requires_grad_(False)
+    summary = freeze(model, shipped("full"))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert summary.trained == summary.total == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("pattern", "modules"),
+    [
+        ("blocks.-1", ["blocks.11"]),
+        ("blocks.-12", ["blocks.0"]),
+        ("blocks.1", ["blocks.1"]),
+        ("blocks.(0|-2)", ["blocks.0", "blocks.10"]),
+        ("blocks.-1.0", ["blocks.11.0"]),
+        ("blocks.11.-1", ["blocks.11.1"]),
+        (r"blocks\.1[01]", ["blocks.10", "blocks.11"]),
+        ("head.*", ["head"]),
+        (".*norm", ["norm", "final.norm"]),
+    ],
+)
+def test_patterns_match_whole_names_and_count_from_either_end(pattern, modules):
+    blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(12))
+    parts = {"blocks": blocks, "norm": nn.LayerNorm(2), "head": nn.Sequential(nn.Linear(2, 2))}
+    model = nn.ModuleDict({**parts, "final": nn.ModuleDict({"norm": nn.LayerNorm(2), "norm_out": nn.LayerNorm(2)})})
+    (row,) = freeze(model, Finetune("mine", [pattern])).rows
+    assert row.modules == modules
+    assert trains(model) == below(model, *modules)[0]
+
+
+def test_no_pattern_at_all_is_an_error():
+    with pytest.raises(MameLabError, match=r"^finetune.train=\[\] "):
+        freeze(vit(), Finetune("mine", []))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("block.-1", "name a module such as blocks.1"),
+        ("nothing_like_it", "name a module such as patch_embed, "),
+        ("norm", "name a module such as norm, fc_norm"),
+        ("(", "not a regular expression"),
+    ],
+)
+def test_a_pattern_that_trains_nothing_is_an_error_and_changes_nothing(pattern, said):
+    model = vit(class_token=False, global_pool="avg")
+    before = trains(model), in_train_mode(model)
+    with pytest.raises(MameLabError) as caught:
+        freeze(model, Finetune("mine", ["head", pattern]))
+    assert str(caught.value).startswith(f"finetune.train={pattern} ")
+    assert said in str(caught.value)
+    assert (trains(model), in_train_mode(model)) == before
+
+
+def test_the_table_shows_patterns_as_they_are_and_counts_a_parameter_once():
+    model = nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in "abcd"})
+    out = io.StringIO()
+    Console(width=80, file=out).print(table(freeze(model, Finetune("mine", ["a", "[ab]"]))))
+    assert [line.split() for line in out.getvalue().splitlines() if "│" in line] == [
+        ["│", "a", "│", "a", "│", "9", "│"],
+        ["│", "[ab]", "│", "a,", "b", "│", "18", "│"],
+    ]
+    assert "trains 18 of 36 parameters (50.0%)" in out.getvalue()
+
+
+class Modes(Callback):
+    """Notes the modules in train mode at every training batch."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_start(self, trainer, task, *_):
+        self.seen.append(in_train_mode(task.model))
+
+
+def test_a_fit_leaves_the_frozen_part_alone(tmp_path):
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)),
+        nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)),
+    )
+    freeze(model, Finetune("mine", ["-1"]))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    modes = Modes()
+    data = DataLoader(TensorDataset(torch.randn(16, 4), torch.randint(3, (16,))), 8)
+    trainer = TrainerSettings(max_epochs=2, accelerator="cpu", enable_progress_bar=False).build(tmp_path, [], [modes])
+    trainer.fit(Classification(model, 3, AdamW(), {}), data, data)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if name.startswith("1.")}
+    assert modes.seen == [{"1", "1.0", "1.1", "1.2"}] * 4

@@ -1,0 +1,94 @@
+"""The Trainer that the settings build: its checkpoints, its errors and its quiet."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+from torch.utils.data import DataLoader
+
+from mame_lab.errors import MameLabError
+from mame_lab.training import TrainerSettings
+
+QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}
+
+
+class Scripted(LightningModule):
+    """Its validation accuracy in each epoch is given."""
+
+    def __init__(self, top1):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.top1 = top1
+
+    def training_step(self, batch):
+        return self.weight.sum()
+
+    def validation_step(self, batch):
+        self.log("val/top1", self.top1[self.current_epoch], prog_bar=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+
+def fit(folder, top1, **settings):
+    trainer = TrainerSettings(len(top1), **settings).build(folder, [])
+    data = DataLoader(torch.zeros(2))
+    trainer.fit(Scripted(top1), data, data)
+    return trainer
+
+
+@pytest.mark.parametrize("top1", [[0.5, 0.9, 0.7], [0.2, 0.9, 0.9], [0.1, 0.2, 0.3]])
+def test_best_is_the_best_and_last_the_last(tmp_path, top1):
+    trainer = fit(tmp_path, top1, **QUIET)
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
+    epochs = {path.stem: torch.load(path, weights_only=True)["epoch"] for path in folder.iterdir()}
+    assert epochs == {"best": top1.index(max(top1)), "last": 2}
+    assert trainer.checkpoint_callback.best_model_path == str(folder / "best.ckpt")
+
+
+def test_a_fit_is_quiet_and_shows_a_line_an_epoch(tmp_path, recwarn, capfd):
+    fit(tmp_path, [0.5, 0.75], accelerator="cpu", devices=1)
+    warnings.warn("a real one", stacklevel=1)
+    assert [str(warning.message) for warning in recwarn] == ["a real one"]
+    out, err = capfd.readouterr()
+    assert [line.split()[-1] for line in out.splitlines() if line.strip()] == ["0.500", "0.750"]
+    assert not err
+
+
+def test_without_a_progress_bar_nothing_is_shown(tmp_path, capfd):
+    fit(tmp_path, [0.5], **QUIET)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"accelerator": "abacus"}, "abacus"),
+        ({"precision": "7-bit"}, "7-bit"),
+        ({"strategy": "by_hand", "accelerator": "cpu"}, "by_hand"),
+        ({"limit_train_batches": 1.5, "accelerator": "cpu"}, "limit_train_batches"),
+        ({"limit_val_batches": "x", "accelerator": "cpu"}, "'str'"),
+        ({"max_epochs": 0}, "trainer.max_epochs=0"),
+        ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches=0"),
+    ],
+)
+def test_settings_that_cannot_run_are_one_line(tmp_path, settings, said):
+    with pytest.raises(MameLabError) as caught:
+        TrainerSettings(**settings).build(tmp_path, [])
+    message = str(caught.value)
+    assert message.startswith("trainer")
+    assert said in message
+    assert "\n" not in message
+
+
+def test_settings_are_read_without_torch():
+    code = (
+        "import sys, mame_lab.training, mame_lab.tracking, mame_lab.finetune, mame_lab.tasks.optim\n"
+        "assert not {'torch', 'lightning', 'wandb', 'timm'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
