@@ -7,15 +7,8 @@ This is an independent implementation.
 
 from mame_lab.errors import MameLabError, UnsupportedModelError
 from mame_lab.merging import MaMe
+from mame_lab.model_summary import summary
 from mame_lab.models import apply, remove
 
 __all__ = ["MaMe", "MameLabError", "UnsupportedModelError", "apply", "remove", "summary"]
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str):
-    if name == "summary":
-        from mame_lab.summary import summary
-
-        return summary
-    raise AttributeError(f"module 'mame_lab' has no attribute {name!r}")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
-from conftest import ROOT, compose_config
 from hydra.errors import HydraException
 from omegaconf import open_dict
+from runs import ROOT, compose_config
 
 from mame_lab import MaMe, MameLabError, cli, config
 from mame_lab.data import DATASETS

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
-from mame_lab import speed
 from mame_lab.models import family_of, twin, unmerged_twin
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,10 @@ def summary(model: nn.Module, images: Tensor) -> ModelSummary:
         model: a supported model, with or without merging; left as it is.
         images: (B, 3, H, W), preprocessed; with an adaptive method real ones, for the tokens depend on them.
     """
+    import torch
+
+    from mame_lab import speed
+
     family = family_of(model)
     merged, unmerged = twin(model).eval(), unmerged_twin(model).eval()
     with torch.no_grad():

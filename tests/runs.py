@@ -1,0 +1,46 @@
+"""How tests compose the configuration and run train.py and eval.py in their own process."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from mame_lab import config
+
+ROOT = Path(__file__).parents[1]
+
+# A ViT of 3 blocks on a handful of digits: seconds for a whole run.
+TINY = [
+    "model.args.depth=3",
+    "model.args.embed_dim=16",
+    "model.args.num_heads=2",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=1",
+    "trainer.limit_train_batches=2",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=2",
+    "trainer.enable_progress_bar=false",
+    "speed.batch_size=4",
+    "speed.max_rounds=2",
+    "speed.seconds=0.1",
+    "speed.cost_samples=2",
+]
+
+
+def compose_config(name: str, overrides: list[str]) -> DictConfig:
+    """What `python NAME.py OVERRIDES` composes, with Hydra's own part."""
+    config.register()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(name, overrides, return_hydra_config=True)
+
+
+def load(name: str) -> ModuleType:
+    """train.py or eval.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"entry_{name}", ROOT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

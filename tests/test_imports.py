@@ -1,0 +1,89 @@
+"""Imports run one way, and the heavy ones only where they are used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from runs import ROOT
+
+PACKAGE = ROOT / "mame_lab"
+# What each part may import of the package, beside its own files and `errors`. Entry points may import everything.
+ARROWS = {
+    "errors": [],
+    "merging": [],
+    "data": [],
+    "tasks": [],
+    "speed": [],
+    "fidelity": [],
+    "results": [],
+    "finetune": [],
+    "training": [],
+    "tracking": [],
+    "checkpoint": [],
+    "models": ["merging"],
+    "model_summary": ["models", "speed"],
+    "comparison": ["fidelity", "results"],
+    "config": ["data", "finetune", "merging", "models", "tasks", "tracking", "training"],
+    "cli": [],
+    "evaluation": ["comparison", "config", "data", "models", "results", "speed"],
+    "__init__": ["merging", "model_summary", "models"],
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of the package that a file imports, at the top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mame_lab"):
+            names = [node.module] if node.module != "mame_lab" else [f"mame_lab.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("mame_lab.")}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_arrows(path):
+    assert imported(path) <= {*ARROWS[part(path)], part(path), "errors"}
+
+
+def test_wandb_is_imported_in_one_file():
+    users = [path.name for path in FILES if "import wandb" in path.read_text()]
+    assert users == ["tracking.py"]
+
+
+def test_importing_the_library_is_light():
+    """No torch, timm, Hydra, Lightning or W&B: what `import mame_lab` adds is its own few files."""
+    code = (
+        "import sys, mame_lab; print([m for m in ('torch', 'timm', 'hydra', 'lightning', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_library_needs_no_hydra():
+    """apply, summary and remove run where only torch and timm are installed."""
+    code = """
+import sys
+for name in ("hydra", "omegaconf", "lightning", "torchmetrics", "wandb", "sklearn"):
+    sys.modules[name] = None
+import timm, torch, mame_lab
+model = mame_lab.apply(timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64), r=2)
+print(mame_lab.summary(model, torch.randn(1, 3, 64, 64)))
+mame_lab.remove(model)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", [ROOT / "train.py", ROOT / "eval.py"], ids=lambda path: path.name)
+def test_entry_points_are_thin(path):
+    assert len(path.read_text().splitlines()) < 90
