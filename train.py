@@ -52,15 +52,15 @@ def train(cfg: DictConfig) -> None:
     trainer = run.trainer.build(folder, loggers)
     task = Classification(model, len(data.classes), run.optim, values)
     trainer.fit(task, data)
-    best = trainer.checkpoint_callback.best_model_path
-    if best:
+    best = folder / "checkpoints" / "best.ckpt"
+    if best.exists():
         model.load_state_dict(checkpoint.read(best).state)
 
     result = evaluate(model, data, trainer, run, training_loss=cross_entropy)
     result.save(folder / "result.json")
     tracking.log_result(loggers, result.metrics(), trainer.global_step)
     print(result.table())
-    print(f"Written to {folder}" + (f", the best checkpoint to {best}" if best else ""))
+    print(f"Written to {folder}")
 
 
 if __name__ == "__main__":

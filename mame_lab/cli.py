@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 
@@ -19,7 +19,7 @@ from mame_lab.errors import MameLabError
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable) -> None:
     """Call a `hydra.main` function. A wrong input ends in one line on stderr and exit status 1.
 
     With HYDRA_FULL_ERROR=1 in the environment the whole traceback is shown.
@@ -61,6 +61,6 @@ def explain(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _near(name: str, known: list[str]) -> str:
+def _near(name: str, known: Sequence[str]) -> str:
     near = get_close_matches(name, known)
     return f" (did you mean {' or '.join(near)}?)" if near else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -119,10 +119,10 @@ def _forward(model: nn.Module, images: Tensor) -> Callable[[], object]:
 
 
 def _race(
-    calls: dict[str, Callable[[], object]], trainer: Trainer, config: Config, batch: int
+    calls: Mapping[str, Callable[[], object]], trainer: Trainer, config: Config, batch: int
 ) -> tuple[dict[str, speed.Timing], float]:
     """The timing of each call, and how many times faster merged is."""
-    smoke = bool(trainer.fast_dev_run)
+    smoke = bool(config.trainer.fast_dev_run)
     rounds = {"max_rounds": 1, "min_rounds": 1, "warmup": 1} if smoke else {"max_rounds": config.speed.max_rounds}
     with trainer.precision_plugin.forward_context():
         taken = speed.time_interleaved(calls, trainer.strategy.root_device, seconds=config.speed.seconds, **rounds)

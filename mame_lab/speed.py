@@ -5,7 +5,7 @@ Shapes: B batch, 1 a batch of one; the dimensions that follow are the model's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -39,7 +39,7 @@ class Timing:
 
 
 def time_interleaved(
-    arms: dict[str, Callable[[], object]],
+    arms: Mapping[str, Callable[[], object]],
     device: torch.device | str,
     *,
     max_rounds: int = 30,

@@ -68,6 +68,7 @@ class MaMe(Method):
         if leave is not None:
             W_BTS = matching.budget_weights(similarity_BTS, leave, self.tau)
         else:
+            assert self.tau is not None
             W_BTS = matching.threshold_weights(similarity_BTS, self.tau)
             if self.batch == "union":
                 W_BTS = matching.merge_where_all_do(W_BTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.schedule import Schedule, make_schedule
@@ -37,9 +37,8 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         for amount in self.r if isinstance(self.r, list) else [self.r]:
-            if amount is None and self.r is None:
-                continue
-            if not (_is_int(amount) and amount >= 0) and not (isinstance(amount, float) and 0 < amount < 1):
+            whole, fraction = _is_int(amount) and amount >= 0, isinstance(amount, float) and 0 < amount < 1
+            if self.r is not None and not whole and not fraction:
                 raise MameLabError(
                     f"mame.r={self.r!r} is not valid: give a number of tokens (0 or more), a fraction between 0 and 1, "
                     f"or a list of these with one entry for each block"
@@ -70,5 +69,5 @@ class Method(ABC):
         """
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)

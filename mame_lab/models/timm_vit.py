@@ -12,9 +12,9 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import constants, get_session
-from timm.data import resolve_model_data_config
-from timm.layers import AttentionPoolLatent
+from timm.data.config import resolve_model_data_config
 from timm.layers.attention import Attention
+from timm.layers.attention_pool import AttentionPoolLatent
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import Block, VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
@@ -156,22 +156,22 @@ def attach(model: nn.Module, method: Method) -> None:
         UnsupportedModelError: the model is not exactly one of `SUPPORTED`; it is left as it was.
         MameLabError: the schedule does not fit the model; it is left as it was.
     """
-    check_supported(model)
-    schedule = method.schedule(len(model.blocks))
-    schedule.walk(model.patch_embed.num_patches)
-    detach(model)
+    vit = supported(model)
+    schedule = method.schedule(len(vit.blocks))
+    if vit.patch_embed.num_patches:
+        schedule.walk(vit.patch_embed.num_patches)
+    detach(vit)
     if schedule.off:
         return
-    model.__class__ = MergingVisionTransformer
-    model.method, model.schedule = method, schedule
-    for block, amount in zip(model.blocks, schedule.amounts, strict=True):
+    vit.__class__ = MergingVisionTransformer
+    vars(vit).update(method=method, schedule=schedule)
+    for block, amount in zip(vit.blocks, schedule.amounts, strict=True):
         if amount != 0:
             block.__class__ = MergingBlock
 
 
 def detach(model: nn.Module) -> None:
     """Give back timm's own classes, whose parameters never changed."""
-    check_supported(model)
     if isinstance(model, MergingVisionTransformer):
         model.__class__ = VisionTransformer
         del model.method, model.schedule
@@ -179,9 +179,9 @@ def detach(model: nn.Module) -> None:
             block.__class__ = Block
 
 
-def check_supported(model: nn.Module) -> None:
-    """Raise UnsupportedModelError for every model that would be merged wrongly or not at all."""
-    if type(model) not in (VisionTransformer, MergingVisionTransformer):
+def supported(model: nn.Module) -> VisionTransformer:
+    """The model itself; UnsupportedModelError for every one that would be merged wrongly or not at all."""
+    if not isinstance(model, VisionTransformer) or type(model) not in (VisionTransformer, MergingVisionTransformer):
         raise unsupported(model, "it has a forward pass of its own")
     for block in model.blocks:
         if type(block) not in (Block, MergingBlock):
@@ -193,13 +193,14 @@ def check_supported(model: nn.Module) -> None:
         raise unsupported(model, f"it pools by '{model.global_pool}'")
     if pool is not None and (type(pool) is not AttentionPoolLatent or pool.pos_embed is not None):
         raise unsupported(model, f"its attention pooling {_name(pool)} depends on positions or has another class")
+    return model
 
 
 def unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(f"mame_lab cannot merge tokens in {_name(model)}: {reason}. Supported: {SUPPORTED}")
 
 
-def _name(module: nn.Module) -> str:
+def _name(module: object) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
@@ -227,7 +228,7 @@ def build(settings: ModelSettings, fetch: bool = False) -> VisionTransformer:
     options = {key: value for key, value in options.items() if value is not None} | settings.args
     try:
         with _no_retries_offline() if fetch else nullcontext():
-            return timm.create_model(settings.name, pretrained=fetch, **options)
+            model = timm.create_model(settings.name, pretrained=fetch, **options)
     except Exception as error:
         if fetch:
             raise MameLabError(
@@ -235,6 +236,7 @@ def build(settings: ModelSettings, fetch: bool = False) -> VisionTransformer:
                 f"give a local file with model.weights=FILE, or take random weights with model.pretrained=false"
             ) from error
         raise MameLabError(f"model.name={settings.name} rejects {options}: {_first_line(error)}") from error
+    return supported(model)
 
 
 @contextmanager
