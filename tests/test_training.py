@@ -1,5 +1,6 @@
 """The Trainer that the settings build: its checkpoints, its errors and its quiet."""
 
+import logging
 import subprocess
 import sys
 import warnings
@@ -25,6 +26,7 @@ class Scripted(LightningModule):
         self.top1 = top1
 
     def training_step(self, batch):
+        self.log("train/loss", 2.5, prog_bar=True)
         return self.weight.sum()
 
     def validation_step(self, batch):
@@ -41,22 +43,35 @@ def fit(folder, top1, **settings):
     return trainer
 
 
+def epochs(folder):
+    paths = (folder / "checkpoints").iterdir()
+    return {path.name: torch.load(path, weights_only=True)["epoch"] for path in paths}
+
+
 @pytest.mark.parametrize("top1", [[0.5, 0.9, 0.7], [0.2, 0.9, 0.9], [0.1, 0.2, 0.3]])
 def test_best_is_the_best_and_last_the_last(tmp_path, top1):
     trainer = fit(tmp_path, top1, **QUIET)
-    folder = tmp_path / "checkpoints"
-    assert sorted(path.name for path in folder.iterdir()) == ["best.ckpt", "last.ckpt"]
-    epochs = {path.stem: torch.load(path, weights_only=True)["epoch"] for path in folder.iterdir()}
-    assert epochs == {"best": top1.index(max(top1)), "last": 2}
-    assert trainer.checkpoint_callback.best_model_path == str(folder / "best.ckpt")
+    assert epochs(tmp_path) == {"best.ckpt": top1.index(max(top1)), "last.ckpt": 2}
+    assert trainer.checkpoint_callback.best_model_path == str(tmp_path / "checkpoints" / "best.ckpt")
 
 
-def test_a_fit_is_quiet_and_shows_a_line_an_epoch(tmp_path, recwarn, capfd):
+def test_a_new_fit_in_a_folder_keeps_the_names(tmp_path):
+    fit(tmp_path, [0.9, 0.5], **QUIET)
+    with pytest.warns(UserWarning, match="is not empty"):
+        fit(tmp_path, [0.5, 0.6, 0.7], **QUIET)
+    assert epochs(tmp_path) == {"best.ckpt": 2, "last.ckpt": 2}
+
+
+def test_a_fit_is_quiet_and_shows_a_line_an_epoch(tmp_path, recwarn, capfd, caplog):
+    logging.getLogger("lightning.pytorch").addHandler(caplog.handler)
     fit(tmp_path, [0.5, 0.75], accelerator="cpu", devices=1)
+    logging.getLogger("lightning.pytorch").removeHandler(caplog.handler)
     warnings.warn("a real one", stacklevel=1)
     assert [str(warning.message) for warning in recwarn] == ["a real one"]
+    assert not caplog.records
     out, err = capfd.readouterr()
-    assert [line.split()[-1] for line in out.splitlines() if line.strip()] == ["0.500", "0.750"]
+    lines = [line.split() for line in out.splitlines() if line.strip()]
+    assert [line[-4:] for line in lines] == [["train/loss:", "2.500", "val/top1:", top1] for top1 in ("0.500", "0.750")]
     assert not err
 
 
