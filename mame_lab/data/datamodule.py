@@ -60,7 +60,8 @@ class ImageData(LightningDataModule):
         Raises:
             MameLabError: if the dataset has no training images.
         """
-        images = TransformedImages(self._training_images(), self.preprocessing.training(self.dataset.augment))
+        transform = self.preprocessing.training(self.dataset.augment, self.dataset.min_crop_area)
+        images = TransformedImages(self._training_images(), transform)
         return self._loader(images, shuffle=True, drop_last=len(images) >= 2 * self.dataset.batch_size)
 
     def bank_dataloader(self) -> DataLoader:

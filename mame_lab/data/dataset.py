@@ -23,12 +23,14 @@ class ImageDataset(ABC):
         batch_size: images in a batch, in training and in evaluation.
         num_workers: processes that load images; None takes the usable CPUs, at most 8.
         augment: training augmentation: "none", "crop" (random resized crop) or "crop_flip" (and horizontal flip).
+        min_crop_area: the least share of the image that a random crop covers.
     """
 
     name: str
     batch_size: int = 64
     num_workers: int | None = None
     augment: str = "crop_flip"
+    min_crop_area: float = 0.35
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -37,6 +39,9 @@ class ImageDataset(ABC):
             raise MameLabError(f"dataset.num_workers={self.num_workers} is negative: set it to 0 or more, or to null")
         if self.augment not in AUGMENTS:
             raise MameLabError(f"dataset.augment={self.augment} is unknown: choose one of {', '.join(AUGMENTS)}")
+
+        if not 0 < self.min_crop_area <= 1:
+            raise MameLabError(f"dataset.min_crop_area={self.min_crop_area} is out of range: set it above 0, up to 1")
 
     @abstractmethod
     def splits(self) -> Splits:

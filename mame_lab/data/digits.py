@@ -18,7 +18,8 @@ class Digits(ImageDataset):
     name: str = "digits"
     batch_size: int = 32
     num_workers: int | None = 0
-    augment: str = "none"
+    augment: str = "crop"
+    min_crop_area: float = 0.75
 
     def splits(self) -> Splits:
         from PIL import Image

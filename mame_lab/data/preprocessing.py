@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torchvision.transforms import v2
 
-MIN_CROP_AREA = 0.35
 SUPPORTED = {"crop_mode": ("center", "squash"), "interpolation": ("bicubic", "bilinear", "lanczos", "nearest")}
 
 
@@ -50,14 +49,14 @@ class Preprocessing:
 
         return v2.Compose([self._resize(), v2.CenterCrop(self.size), *self._to_tensor()])
 
-    def training(self, augment: str) -> v2.Compose:
-        """The transform from a PIL image to a float32 [C, H, W] tensor under `augment`, as of `dataset.augment`."""
+    def training(self, augment: str, min_crop_area: float) -> v2.Compose:
+        """The transform from a PIL image to a float32 [C, H, W] tensor, see `ImageDataset` for the arguments."""
         from torchvision.transforms import InterpolationMode, v2
 
         if augment == "none":
             return self.evaluation()
-        scale = (MIN_CROP_AREA, 1.0)
-        crop = v2.RandomResizedCrop(self.size, scale=scale, interpolation=InterpolationMode(self.interpolation))
+        mode = InterpolationMode(self.interpolation)
+        crop = v2.RandomResizedCrop(self.size, scale=(min_crop_area, 1.0), interpolation=mode)
         flip = {"crop": [], "crop_flip": [v2.RandomHorizontalFlip()]}[augment]
         return v2.Compose([crop, *flip, *self._to_tensor()])
 

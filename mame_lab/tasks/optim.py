@@ -42,7 +42,7 @@ class AdamW:
         MameLabError: a value is out of its range.
     """
 
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     warmup_epochs: float = 1.0

@@ -58,14 +58,14 @@ def test_what_is_not_supported_is_refused(key, value):
 
 def test_training_without_augmentation_is_evaluation():
     image = noise(50, 40)
-    assert torch.equal(PREPROCESSING.training("none")(image), PREPROCESSING.evaluation()(image))
+    assert torch.equal(PREPROCESSING.training("none", 0.35)(image), PREPROCESSING.evaluation()(image))
 
 
 @pytest.mark.parametrize(("augment", "flips"), [("crop", False), ("crop_flip", True)])
 def test_crops_vary_and_only_crop_flip_flips(augment, flips):
     gradient = Image.linear_gradient("L").rotate(90).convert("RGB")  # Dark on the left, bright on the right.
     torch.manual_seed(0)
-    transform = PREPROCESSING.training(augment)
+    transform = PREPROCESSING.training(augment, 0.35)
     crops = [transform(gradient) for _ in range(30)]
     assert {(x.shape, x.dtype) for x in crops} == {((3, 32, 32), torch.float32)}
     assert len({x.mean().item() for x in crops}) > 20
@@ -76,7 +76,7 @@ def test_crops_vary_and_only_crop_flip_flips(augment, flips):
 def test_crops_keep_a_third_of_the_image():
     torch.manual_seed(0)
     gradient = Image.linear_gradient("L").rotate(90).convert("RGB")
-    transform = replace(PREPROCESSING, mean=(0, 0, 0), std=(1, 1, 1), size=(64, 64)).training("crop")
+    transform = replace(PREPROCESSING, mean=(0, 0, 0), std=(1, 1, 1), size=(64, 64)).training("crop", 0.35)
     widths = [(x[0, 0, -1] - x[0, 0, 0]).abs().item() for x in (transform(gradient) for _ in range(200))]
     assert 0.45 < min(widths) < 0.65  # A crop of area 0.35 and aspect ratio 3/4 has width 0.51.
 
@@ -84,11 +84,13 @@ def test_crops_keep_a_third_of_the_image():
 @pytest.mark.parametrize(("interpolation", "blends"), [("nearest", False), ("bilinear", True)])
 def test_crops_use_the_interpolation_of_the_model(interpolation, blends):
     black_and_white = Image.effect_noise((8, 8), 100).point(lambda value: 255 * (value > 127)).convert("RGB")
-    transform = replace(PREPROCESSING, mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation).training("crop")
+    transform = replace(PREPROCESSING, mean=(0, 0, 0), std=(1, 1, 1), interpolation=interpolation).training(
+        "crop", 0.35
+    )
     values = set(transform(black_and_white).unique().tolist())
     assert values > {0.0, 1.0} if blends else values == {0.0, 1.0}
 
 
 def test_an_unknown_augmentation_is_refused():
     with pytest.raises(KeyError):
-        PREPROCESSING.training("flip")
+        PREPROCESSING.training("flip", 0.35)
