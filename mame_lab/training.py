@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class TrainerSettings:
     """The arguments of Lightning's Trainer that a run sets; each means what it means there."""
 
-    max_epochs: int = 30
+    max_epochs: int = 24
     accelerator: str = "auto"
     devices: Any = "auto"
     strategy: str = "auto"

@@ -92,7 +92,7 @@ def test_a_short_batch_is_dropped_only_beside_two_full_ones(batch_size, seen):
 def test_only_training_is_augmented():
     dataset = Digits(augment="crop")
     data = ImageData(dataset, PREPROCESSING)
-    plain = ImageData(Digits(), PREPROCESSING)
+    plain = ImageData(Digits(augment="none"), PREPROCESSING)
     for name in ("val_dataloader", "test_dataloader", "bank_dataloader"):
         (x_BCHW, _), (expected_BCHW, _) = (next(iter(getattr(d, name)())) for d in (data, plain))
         assert torch.equal(x_BCHW, expected_BCHW)
