@@ -16,7 +16,7 @@ class Digits(ImageDataset):
     """Optical digits (UCI, 1998) as RGB images: 1259 train, 179 val, 359 test, the same ones every time."""
 
     name: str = "digits"
-    batch_size: int = 32
+    batch_size: int = 16
     num_workers: int | None = 0
     augment: str = "crop"
     min_crop_area: float = 0.75

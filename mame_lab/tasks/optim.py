@@ -44,7 +44,7 @@ class AdamW:
 
     lr: float = 2e-3
     weight_decay: float = 0.05
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     warmup_epochs: float = 1.0
     min_lr_ratio: float = 0.0
     label_smoothing: float = 0.1

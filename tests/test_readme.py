@@ -1,0 +1,44 @@
+"""What the README says to write, runs."""
+
+import re
+from dataclasses import dataclass
+
+import pytest
+import torch
+from families import build, images
+from runs import ROOT, compose_config
+
+import mame_lab
+from mame_lab.merging import Method, matching
+from mame_lab.merging.plan import make_plan
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_a_method_of_your_own():
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "RandomMerge" in block)
+    names = {"Method": Method, "matching": matching, "make_plan": make_plan, "dataclass": dataclass, "torch": torch}
+    exec(code, names)
+    model, x = build("vit"), images()
+    expected = model(x)
+    mame_lab.apply(model, names["RandomMerge"](r=5))
+    assert [int(tokens[0]) for tokens in model.trace(x)] == [60, 55, 50, 45, 45, 45]
+    assert not torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("line", re.findall(r"^python (?:train|eval)\.py [^\n#\\]*", README, re.M))
+def test_commands_compose(line):
+    words = [word for word in line.split()[2:] if word not in ("-m", "--help")]
+    swept = [re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words]
+    assert compose_config(line.split()[1].removesuffix(".py"), swept)
+
+
+def test_the_tree_names_every_file():
+    for path in [
+        *ROOT.glob("mame_lab/*.py"),
+        *ROOT.glob("mame_lab/m*/*.py"),
+        *ROOT.glob("conf/*.yaml"),
+        *ROOT.glob("*.py"),
+    ]:
+        if path.name != "__init__.py":
+            assert path.name in README, path
