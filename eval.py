@@ -52,10 +52,11 @@ def evaluate(cfg: DictConfig) -> None:
     loggers = run.logger.build(folder, values)
     trainer = run.trainer.build(folder, loggers)
     result = compare(model, data, trainer, run)
-    result.save(folder / "result.json")
     tracking.log_result(loggers, result.metrics())
-    print(result.table())
-    print(f"Written to {folder}")
+    if trainer.is_global_zero:
+        result.save(folder / "result.json")
+        print(result.table())
+        print(f"Written to {folder}")
 
 
 if __name__ == "__main__":

@@ -57,10 +57,11 @@ def train(cfg: DictConfig) -> None:
         model.load_state_dict(checkpoint.read(best).state)
 
     result = evaluate(model, data, trainer, run, training_loss=cross_entropy)
-    result.save(folder / "result.json")
     tracking.log_result(loggers, result.metrics(), trainer.global_step)
-    print(result.table())
-    print(f"Written to {folder}")
+    if trainer.is_global_zero:
+        result.save(folder / "result.json")
+        print(result.table())
+        print(f"Written to {folder}")
 
 
 if __name__ == "__main__":

@@ -40,40 +40,42 @@ def evaluate(
     models = {"merged": model, "unmerged": unmerged_twin(model)}
     accuracy, fidelity = _judge(models, data, trainer)
     device = trainer.strategy.root_device
-    images, labels = data.sample(config.speed.batch_size)
-    images = trainer.precision_plugin.convert_input(images.to(device))
+    images, labels = (tensor.to(device) for tensor in data.sample(config.speed.batch_size))
+    images = trainer.precision_plugin.convert_input(images)
     for twin in models.values():
         twin.to(device)
     training, train_speedup = {}, None
-    if training_loss is not None:
-        batch = images[: config.dataset.batch_size], labels[: config.dataset.batch_size].to(device)
-        steps = {name: speed.training_step(twin, training_loss, *batch) for name, twin in models.items()}
-        training, train_speedup = _race(steps, trainer, config, len(batch[0]))
-    forwards = {name: _forward(twin.eval(), images) for name, twin in models.items()}
-    inference, speedup = _race(forwards, trainer, config, len(images))
-    arms = {
-        name: Arm(
-            **accuracy[name],
-            **_cost(twin, images[: config.speed.cost_samples]),
-            samples_per_s=inference[name].samples_per_s,
-            latency_ms_p50=inference[name].latency_ms_p50,
-            latency_ms_p95=inference[name].latency_ms_p95,
-            peak_memory_mb=_megabytes(speed.peak_memory(forwards[name], device)),
-            train_samples_per_s=training[name].samples_per_s if training else None,
-        )
-        for name, twin in models.items()
-    }
-    described = {"model": config.model.name, "dataset": config.dataset.name, "merging": str(config.mame)}
-    rounds = inference["merged"].rounds
-    return Result(
-        **arms,
-        **fidelity,
-        speedup=speedup,
-        train_speedup=train_speedup,
-        conditions=gather_conditions(
-            device, trainer.precision, len(images), rounds, config.seed, weights_hash(model), **described
-        ),
+    with trainer.precision_plugin.forward_context():
+        if training_loss is not None:
+            batch = images[: config.dataset.batch_size], labels[: config.dataset.batch_size]
+            steps = {name: speed.training_step(twin, training_loss, *batch) for name, twin in models.items()}
+            training, train_speedup = _race(steps, len(batch[0]), device, config)
+        forwards = {name: _forward(twin.eval(), images) for name, twin in models.items()}
+        inference, speedup = _race(forwards, len(images), device, config)
+        arms = {
+            name: Arm(
+                **accuracy[name],
+                **_cost(twin, images[: config.speed.cost_samples]),
+                samples_per_s=inference[name].samples_per_s,
+                latency_ms_p50=inference[name].latency_ms_p50,
+                latency_ms_p95=inference[name].latency_ms_p95,
+                peak_memory_mb=_megabytes(speed.peak_memory(forwards[name], device)),
+                train_samples_per_s=training[name].samples_per_s if training else None,
+            )
+            for name, twin in models.items()
+        }
+    conditions = gather_conditions(
+        device,
+        trainer.precision,
+        batch=len(images),
+        rounds=inference["merged"].rounds,
+        seed=config.seed,
+        weights=weights_hash(model),
+        model=config.model.name,
+        dataset=config.dataset.name,
+        merging=str(config.mame),
     )
+    return Result(**arms, **fidelity, speedup=speedup, train_speedup=train_speedup, conditions=conditions)
 
 
 def check_classes(classifier: nn.Module, classes: list[str]) -> None:
@@ -119,13 +121,13 @@ def _forward(model: nn.Module, images: Tensor) -> Callable[[], object]:
 
 
 def _race(
-    calls: Mapping[str, Callable[[], object]], trainer: Trainer, config: Config, batch: int
+    calls: Mapping[str, Callable[[], object]], batch: int, device: torch.device, config: Config
 ) -> tuple[dict[str, speed.Timing], float]:
-    """The timing of each call, and how many times faster merged is."""
-    smoke = bool(config.trainer.fast_dev_run)
-    rounds = {"max_rounds": 1, "min_rounds": 1, "warmup": 1} if smoke else {"max_rounds": config.speed.max_rounds}
-    with trainer.precision_plugin.forward_context():
-        taken = speed.time_interleaved(calls, trainer.strategy.root_device, seconds=config.speed.seconds, **rounds)
+    """The timing of each call, and how many times faster merged is. A fast_dev_run times a single round."""
+    rounds = {"max_rounds": config.speed.max_rounds}
+    if config.trainer.fast_dev_run:
+        rounds = {"max_rounds": 1, "min_rounds": 1, "warmup": 1}
+    taken = speed.time_interleaved(calls, device, seconds=config.speed.seconds, **rounds)
     timings = {name: speed.Timing.from_seconds(seconds, batch) for name, seconds in taken.items()}
     return timings, speed.speedup(taken["merged"], taken["unmerged"])
 
