@@ -43,11 +43,13 @@ def evaluate(cfg: DictConfig) -> None:
     family = models.family(run.model.family)
     if stored:
         model = family.build(run.model)
-        family.load_weights(model, stored.state, f"ckpt={run.ckpt}")
+        family.load_weights(model, stored.state, f"ckpt={run.ckpt}", head_of_file=run.model.num_classes != 0)
     else:
         model = family.load(run.model)
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)))
     mame_lab.apply(model, run.mame)
+    if not (stored or run.model.weights or run.model.pretrained):
+        print("The weights are random: read cost and speed, not accuracy. Give ckpt=FILE or model.weights=FILE.")
 
     loggers = run.logger.build(folder, values)
     trainer = run.trainer.build(folder, loggers)

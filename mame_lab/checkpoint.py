@@ -32,7 +32,7 @@ def read(path: str | Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise MameLabError(f"ckpt={path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or not {"config", "state_dict"} <= set(content):
+    if not isinstance(content, dict) or not {"model", "mame", "dataset", "seed"} <= set(content.get("config") or ()):
         raise MameLabError(f"ckpt={path} is no checkpoint of train.py: give plain weights as model.weights={path}")
     state = {
         key.removeprefix("model."): value for key, value in content["state_dict"].items() if key.startswith("model.")

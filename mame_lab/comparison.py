@@ -5,15 +5,21 @@ B batch, C features, K classes; N labelled and M test images.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
-from torchmetrics import CatMetric, SumMetric
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 from mame_lab.fidelity import Fidelity, knn_accuracy
 from mame_lab.results import Proportion
+
+NEIGHBOURS = 20
+
+Accuracy = dict[str, Proportion]  # "top1" and "top5"
 
 
 class Comparison(LightningModule):
@@ -30,10 +36,8 @@ class Comparison(LightningModule):
         self.classifier = classifier
         self.has_classifier = not isinstance(classifier(models["merged"]), nn.Identity)
         self.fidelity = Fidelity()
-        self.samples = SumMetric()
-        self.hits = nn.ModuleDict({name: nn.ModuleDict({k: SumMetric() for k in ("top1", "top5")}) for name in models})
-        self.features = nn.ModuleDict({name: CatMetric() for name in models})
-        self.labels = CatMetric()
+        judge = Hits if self.has_classifier else Features
+        self.judges = nn.ModuleDict({name: judge() for name in models})
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
         inputs, labels_B = batch
@@ -42,39 +46,64 @@ class Comparison(LightningModule):
             with captured_input(self.classifier(model)) as captured:
                 logits[name] = model(inputs)
             features[name] = captured[0]
-        self.samples.update(len(labels_B))
-        if self.has_classifier:
-            for name, hits in self.hits.items():
-                for k, metric in hits.items():
-                    metric.update(_hits(logits[name], labels_B, int(k.removeprefix("top"))))
-            self.fidelity.update(logits["merged"], logits["unmerged"], features["merged"], features["unmerged"])
-        else:
-            for name, metric in self.features.items():
-                metric.update(features[name])
-            self.labels.update(labels_B)
-            self.fidelity.update(None, None, features["merged"], features["unmerged"])
+            self.judges[name].update((logits if self.has_classifier else features)[name], labels_B)
+        classes = (logits["merged"], logits["unmerged"]) if self.has_classifier else (None, None)
+        self.fidelity.update(*classes, features["merged"], features["unmerged"])
 
-    def accuracy(self) -> dict[str, dict[str, Proportion]]:
-        """Top-1 and top-5 of each model, by its classifier."""
-        total = int(self.samples.compute())
-        return {
-            name: {k: Proportion(int(metric.compute()), total) for k, metric in hits.items()}
-            for name, hits in self.hits.items()
-        }
+    def accuracy(self) -> dict[str, Accuracy]:
+        """Of each model, by its classifier."""
+        return {name: _accuracy(*hits.compute()) for name, hits in self.judges.items()}
 
-    def knn_accuracy(self, bank: Comparison, num_classes: int) -> dict[str, dict[str, Proportion]]:
-        """Top-1 and top-5 of each model, by k-NN among the features that it gave the images of `bank`."""
-        bank_labels_N, labels_M = bank.labels.compute().long(), self.labels.compute().long()
+    def knn_accuracy(self, bank: Comparison, num_classes: int) -> dict[str, Accuracy]:
+        """Of each model, by 20-NN among the features that it gave the images of `bank` (by all, if they are fewer)."""
         accuracy = {}
-        for name, features in self.features.items():
-            bank_NC, query_MC = bank.features[name].compute(), features.compute()
-            top1, top5, total = knn_accuracy(bank_NC, bank_labels_N, query_MC, labels_M, num_classes)
-            accuracy[name] = {"top1": Proportion(top1, total), "top5": Proportion(top5, total)}
+        for name, features in self.judges.items():
+            bank_NC, bank_labels_N = bank.judges[name].compute()
+            k = min(NEIGHBOURS, len(bank_NC))
+            accuracy[name] = _accuracy(*knn_accuracy(bank_NC, bank_labels_N, *features.compute(), num_classes, k=k))
         return accuracy
 
 
+class Hits(Metric):
+    """Top-1 hits, top-5 hits and samples, as integers: in half precision floats would lose count."""
+
+    full_state_update = False
+    counts_3: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("counts_3", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
+        hits = (logits_BK.topk(min(5, logits_BK.shape[1])).indices == labels_B[:, None]).sum(0)
+        self.counts_3 += torch.stack([hits[0], hits.sum(), hits.new_tensor(len(labels_B))])
+
+    def compute(self) -> tuple[int, ...]:
+        return tuple(self.counts_3.tolist())
+
+
+class Features(Metric):
+    """All features (N, C) and their labels (N,)."""
+
+    full_state_update = False
+    features_BC: list[Tensor]
+    labels_B: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("features_BC", [], dist_reduce_fx="cat")
+        self.add_state("labels_B", [], dist_reduce_fx="cat")
+
+    def update(self, features_BC: Tensor, labels_B: Tensor) -> None:
+        self.features_BC.append(features_BC)
+        self.labels_B.append(labels_B)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        return dim_zero_cat(self.features_BC), dim_zero_cat(self.labels_B)
+
+
 @contextmanager
-def captured_input(module: nn.Module):
+def captured_input(module: nn.Module) -> Iterator[list[Tensor]]:
     """A list that receives the first argument of every call of the module."""
     captured: list[Tensor] = []
     hook = module.register_forward_pre_hook(lambda _, arguments: captured.append(arguments[0]))
@@ -84,6 +113,5 @@ def captured_input(module: nn.Module):
         hook.remove()
 
 
-def _hits(logits_BK: Tensor, labels_B: Tensor, k: int) -> Tensor:
-    best_Bk = logits_BK.topk(min(k, logits_BK.shape[1])).indices
-    return (best_Bk == labels_B[:, None]).sum()
+def _accuracy(top1: int, top5: int, total: int) -> Accuracy:
+    return {"top1": Proportion(top1, total), "top5": Proportion(top5, total)}

@@ -36,7 +36,7 @@ class SpeedSettings:
     batch_size: int = 64
     max_rounds: int = 30
     seconds: float = 8.0
-    cost_samples: int = 32
+    cost_samples: int = 16
 
     def __post_init__(self) -> None:
         for entry in fields(self):

@@ -11,14 +11,17 @@ from torch import Tensor, nn
 
 from mame_lab import speed
 from mame_lab.comparison import Comparison
-from mame_lab.config import Config
+from mame_lab.config import Config, SpeedSettings
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
-from mame_lab.models import family_of, unmerged_twin
+from mame_lab.models import depends_on_batch, family_of, unmerged_twin
 from mame_lab.results import Arm, Proportion, Result, gather_conditions, weights_hash
 
 Models = dict[str, nn.Module]
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+# With trainer.fast_dev_run: enough to see that everything runs.
+SMOKE = SpeedSettings(batch_size=4, max_rounds=3, seconds=1.0, cost_samples=1)
 
 
 def evaluate(
@@ -40,30 +43,31 @@ def evaluate(
     models = {"merged": model, "unmerged": unmerged_twin(model)}
     accuracy, fidelity = _judge(models, data, trainer)
     device = trainer.strategy.root_device
-    images, labels = (tensor.to(device) for tensor in data.sample(config.speed.batch_size))
+    settings = SMOKE if config.trainer.fast_dev_run else config.speed
+    images, labels = (tensor.to(device) for tensor in data.sample(settings.batch_size))
     images = trainer.precision_plugin.convert_input(images)
-    for twin in models.values():
-        twin.to(device)
+    for each in models.values():
+        each.to(device)
+    batch = images[: config.dataset.batch_size], labels[: config.dataset.batch_size]
     training, train_speedup = {}, None
-    with trainer.precision_plugin.forward_context():
-        if training_loss is not None:
-            batch = images[: config.dataset.batch_size], labels[: config.dataset.batch_size]
-            steps = {name: speed.training_step(twin, training_loss, *batch) for name, twin in models.items()}
-            training, train_speedup = _race(steps, len(batch[0]), device, config)
-        forwards = {name: _forward(twin.eval(), images) for name, twin in models.items()}
-        inference, speedup = _race(forwards, len(images), device, config)
-        arms = {
-            name: Arm(
-                **accuracy[name],
-                **_cost(twin, images[: config.speed.cost_samples]),
-                samples_per_s=inference[name].samples_per_s,
-                latency_ms_p50=inference[name].latency_ms_p50,
-                latency_ms_p95=inference[name].latency_ms_p95,
-                peak_memory_mb=_megabytes(speed.peak_memory(forwards[name], device)),
-                train_samples_per_s=training[name].samples_per_s if training else None,
-            )
-            for name, twin in models.items()
-        }
+    if training_loss is not None:
+        steps = {name: speed.training_step(each, training_loss, *batch) for name, each in models.items()}
+        training, train_speedup = _race(steps, len(batch[0]), trainer, settings)
+    forwards = {name: _forward(each.eval(), images) for name, each in models.items()}
+    inference, speedup = _race(forwards, len(images), trainer, settings)
+    counted = images if depends_on_batch(model) else images[:: -(-len(images) // settings.cost_samples)]
+    arms = {
+        name: Arm(
+            **accuracy[name],
+            **_cost(each, counted, depends_on_batch(model)),
+            samples_per_s=inference[name].samples_per_s,
+            latency_ms_p50=inference[name].latency_ms_p50,
+            latency_ms_p95=inference[name].latency_ms_p95,
+            peak_memory_mb=_megabytes(speed.peak_memory(_in_precision(forwards[name], trainer), device)),
+            train_samples_per_s=training[name].samples_per_s if training else None,
+        )
+        for name, each in models.items()
+    }
     conditions = gather_conditions(
         device,
         trainer.precision,
@@ -74,8 +78,17 @@ def evaluate(
         model=config.model.name,
         dataset=config.dataset.name,
         merging=str(config.mame),
+        attention=_attention(model),
+        images_counted=len(counted),
     )
-    return Result(**arms, **fidelity, speedup=speedup, train_speedup=train_speedup, conditions=conditions)
+    return Result(
+        **arms,
+        **fidelity,
+        speedup=speedup,
+        train_speedup=train_speedup,
+        train_batch=len(batch[0]) if training else None,
+        conditions=conditions,
+    )
 
 
 def check_classes(classifier: nn.Module, classes: list[str]) -> None:
@@ -92,14 +105,13 @@ def _judge(
     models: Models, data: ImageData, trainer: Trainer
 ) -> tuple[dict[str, dict[str, Proportion]], dict[str, Any]]:
     """The accuracy of each model, and how far the merged one is from the other."""
+    has_classifier = not isinstance(family_of(models["merged"]).classifier(models["merged"]), nn.Identity)
+    bank = None if has_classifier else _run(models, data.bank_dataloader(), trainer)
     tested = _run(models, data.test_dataloader(), trainer)
-    if tested.has_classifier:
-        accuracy = tested.accuracy()
-    else:
-        accuracy = tested.knn_accuracy(_run(models, data.bank_dataloader(), trainer), len(data.classes))
+    accuracy = tested.accuracy() if bank is None else tested.knn_accuracy(bank, len(data.classes))
     distance = tested.fidelity.compute()
     return accuracy, {
-        "evaluated_by": "classifier" if tested.has_classifier else "k-NN",
+        "evaluated_by": "classifier" if has_classifier else "k-NN",
         "agreement": None if distance.agreement is None else Proportion(*distance.agreement),
         "kl": distance.kl,
         "feature_error": distance.feature_error,
@@ -120,22 +132,36 @@ def _forward(model: nn.Module, images: Tensor) -> Callable[[], object]:
     return forward
 
 
+def _in_precision(call: Callable[[], object], trainer: Trainer) -> Callable[[], object]:
+    """Each call casts the weights anew, as a step of training or a request does."""
+
+    def cast() -> object:
+        with trainer.precision_plugin.forward_context():
+            return call()
+
+    return cast
+
+
 def _race(
-    calls: Mapping[str, Callable[[], object]], batch: int, device: torch.device, config: Config
+    calls: Mapping[str, Callable[[], object]], batch: int, trainer: Trainer, settings: SpeedSettings
 ) -> tuple[dict[str, speed.Timing], float]:
-    """The timing of each call, and how many times faster merged is. A fast_dev_run times a single round."""
-    rounds = {"max_rounds": config.speed.max_rounds}
-    if config.trainer.fast_dev_run:
-        rounds = {"max_rounds": 1, "min_rounds": 1, "warmup": 1}
-    taken = speed.time_interleaved(calls, device, seconds=config.speed.seconds, **rounds)
+    """The timing of each call, and how many times faster merged is."""
+    arms = {name: _in_precision(call, trainer) for name, call in calls.items()}
+    limits = {"max_rounds": settings.max_rounds, "seconds": settings.seconds}
+    taken = speed.time_interleaved(arms, trainer.strategy.root_device, **limits)
     timings = {name: speed.Timing.from_seconds(seconds, batch) for name, seconds in taken.items()}
     return timings, speed.speedup(taken["merged"], taken["unmerged"])
 
 
-def _cost(model: nn.Module, images: Tensor) -> dict[str, Any]:
+def _cost(model: nn.Module, images: Tensor, together: bool) -> dict[str, Any]:
     with torch.inference_mode():
         tokens = [float(tokens_B.float().mean()) for tokens_B in family_of(model).trace(model, images)]
-    return {"gflops": speed.gflops(model, images)[""], "tokens": tokens}
+    return {"gflops": speed.gflops(model, images, together)[""], "tokens": tokens}
+
+
+def _attention(model: nn.Module) -> str:
+    fused = any(getattr(module, "fused_attn", False) for module in model.modules())
+    return "scaled_dot_product_attention" if fused else "unfused"
 
 
 def _megabytes(count: int | None) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mame_lab.models import family_of, twin, unmerged_twin
+from mame_lab.models import depends_on_batch, family_of, twin, unmerged_twin
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -66,7 +66,7 @@ def summary(model: nn.Module, images: Tensor) -> ModelSummary:
     merged, unmerged = twin(model).eval(), unmerged_twin(model).eval()
     with torch.no_grad():
         tokens, tokens_unmerged = family.trace(merged, images), family.trace(unmerged, images)
-    costs, costs_unmerged = speed.gflops(merged, images), speed.gflops(unmerged, images)
+    costs, costs_unmerged = (speed.gflops(each, images, depends_on_batch(model)) for each in (merged, unmerged))
     blocks = [
         BlockSummary(
             tokens=float(tokens_B.float().mean()),

@@ -27,7 +27,7 @@ Z_95 = 1.959963984540054  # 95 % of a normal distribution lie within so many sta
 LEGEND = (
     "[low, high]: 95 % interval. Agreement: same top-1 class as unmerged. KL: divergence of merged from unmerged class "
     "probabilities. Feature error: how far merging moves a feature, over how far features lie from their mean. GFLOPs: "
-    "1e9 multiply-adds; FLOP-ideal speed-up: unmerged over merged GFLOPs. p50, p95: median and tail, of a batch."
+    "1e9 multiply-adds; FLOP-ideal realised: speed-up over the ratio of GFLOPs. p50, p95: median and tail, of a batch."
 )
 
 
@@ -110,6 +110,7 @@ class Result:
     agreement: Proportion | None = None  # samples with the same top-1 class
     kl: float | None = None  # KL(unmerged || merged), nats
     train_speedup: float | None = None
+    train_batch: int | None = None  # samples in the training steps that were timed
 
     @property
     def flop_ratio(self) -> float:
@@ -239,7 +240,10 @@ def _speed(result: Result) -> Iterator[tuple[str, ...]]:
     yield from _ratio("latency p50, ms", merged.latency_ms_p50, unmerged.latency_ms_p50)
     yield from _ratio("latency p95, ms", merged.latency_ms_p95, unmerged.latency_ms_p95)
     yield from _ratio(
-        "training samples/s", merged.train_samples_per_s, unmerged.train_samples_per_s, result.train_speedup
+        f"training, batch {result.train_batch}",
+        merged.train_samples_per_s,
+        unmerged.train_samples_per_s,
+        result.train_speedup,
     )
     if result.realised is not None:
         yield "FLOP-ideal realised", f"{100 * result.realised:.0f} %", "", f"of {result.ideal_speedup:.2f}x"

@@ -105,17 +105,17 @@ def training_step(
     return step
 
 
-def gflops(model: nn.Module, inputs_B: Tensor) -> dict[str, float]:
+def gflops(model: nn.Module, inputs_B: Tensor, together: bool = False) -> dict[str, float]:
     """1e9 multiply-adds a sample, mean, of each module by its name; "" is the whole model.
 
     It is what the field reports as GFLOPs (ViT-S/16 at 224 px: 4.60), counted in the matrix products and convolutions
     that really run; elementwise work is left out, as is usual. Samples run one at a time, so that a model which pads a
-    batch to its longest sample is charged for each sample's own tokens, and under the math kernel of attention, because
-    the counter misses some fused ones.
+    batch to its longest sample is charged for each sample's own tokens, or `together`, for a model whose samples depend
+    on their batch; and under the math kernel of attention, because the counter misses some fused ones.
     """
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        for input_1 in inputs_B.split(1):
-            model(input_1)
+        for inputs in [inputs_B] if together else inputs_B.split(1):
+            model(inputs)
     counts = {name: sum(of.values()) / 2e9 / len(inputs_B) for name, of in counter.get_flop_counts().items()}
     root = type(model).__name__
     return {"": counts.get("Global", 0.0)} | {

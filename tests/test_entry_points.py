@@ -1,6 +1,7 @@
 """train.py and eval.py as their user meets them."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_train_then_evaluate_the_checkpoint_at_another_budget(entry_point, tmp_p
     trained = Result.load(tmp_path / "run/result.json")
     assert [round(t) for t in trained.merged.tokens] == [90, 80, 80]
     assert trained.merged.train_samples_per_s > 0
-    assert trained.merged.top1.total == 64
+    assert trained.merged.top1.total == 32
     assert (tmp_path / "run/metrics.csv").read_text().count("\n") >= 2
     best = tmp_path / "run/checkpoints/best.ckpt"
     assert best.exists()
@@ -52,6 +53,8 @@ def test_train_then_evaluate_the_checkpoint_at_another_budget(entry_point, tmp_p
     assert torch.load(best, weights_only=True)["config"]["mame"]["r"] == 10
 
     machine = [override for override in TINY if override.split(".")[0] in ("trainer", "speed")]
+    entry_point("eval", tmp_path / "features", *machine, f"ckpt={best}", "model.num_classes=0")
+    assert Result.load(tmp_path / "features/result.json").evaluated_by == "k-NN"
     entry_point("eval", tmp_path / "same", *machine, f"ckpt={best}")
     entry_point("eval", tmp_path / "other", *machine, f"ckpt={best}", "mame.r=20")
     same, other = (Result.load(tmp_path / name / "result.json") for name in ("same", "other"))
@@ -62,10 +65,29 @@ def test_train_then_evaluate_the_checkpoint_at_another_budget(entry_point, tmp_p
     assert other.merged.gflops < same.merged.gflops < same.unmerged.gflops == other.unmerged.gflops
 
 
-def test_off_is_exact(entry_point, tmp_path):
+def test_off_is_exact_and_random_weights_are_told(entry_point, tmp_path, capsys):
     entry_point("eval", tmp_path, *TINY[:-1], "speed.cost_samples=1", "mame=off")
+    assert "weights are random" in capsys.readouterr().out
     result = Result.load(tmp_path / "result.json")
     assert (result.agreement.value, result.kl, result.feature_error, result.flop_ratio) == (1, 0, 0, 1)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_half_precision_counts_every_image(entry_point, tmp_path, precision):
+    tiny = [override for override in TINY if "limit_test" not in override]
+    entry_point("eval", tmp_path, *tiny, "mame.r=10", f"trainer.precision={precision}")
+    result = Result.load(tmp_path / "result.json")
+    assert result.merged.top1.total == result.unmerged.top5.total == result.agreement.total == 359
+    assert result.conditions.dtype == precision
+
+
+def test_a_run_that_saves_nothing_keeps_its_own_weights(entry_point, tmp_path):
+    entry_point("train", tmp_path, *TINY)
+    stale = torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)
+    entry_point("train", tmp_path, *TINY, "trainer.fast_dev_run=true", "model.args.embed_dim=24")
+    assert Result.load(tmp_path / "result.json").conditions.weights
+    again = torch.load(tmp_path / "checkpoints/best.ckpt", weights_only=True)
+    assert again["global_step"] == stale["global_step"]
 
 
 def backbone(path: Path, **changes) -> list[str]:
@@ -110,11 +132,18 @@ def test_bad_inputs_name_the_key(entry_point, tmp_path, folder):
     entry_point("train", tmp_path / "run", *TINY)
     best = tmp_path / "run/checkpoints/best.ckpt"
     weights = backbone(tmp_path / "w.safetensors")
+    shutil.copytree(folder / "dark", tmp_path / "single/dark")
     (tmp_path / "empty/only_class").mkdir(parents=True)
     broken = folder / "dark/0.png"
     broken.write_bytes(broken.read_bytes()[:50])
     images = ["dataset=imagefolder", f"dataset.root={folder}", "dataset.num_workers=0"]
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({"config": {}, "state_dict": {}}, foreign)
+    (tmp_path / "halves/train").mkdir(parents=True)
     cases = [
+        ("eval", [f"ckpt={foreign}"], "is no checkpoint of train.py"),
+        ("train", [*TINY, "dataset=imagefolder", f"dataset.root={tmp_path / 'halves'}"], "has no val"),
+        ("train", [*TINY, "dataset=imagefolder", f"dataset.root={tmp_path / 'single'}"], "one class folder alone"),
         ("eval", ["ckpt=no.ckpt"], "ckpt=no.ckpt does not exist"),
         ("eval", [f"ckpt={weights[2].partition('=')[2]}"], "is no checkpoint of train.py"),
         ("eval", [f"ckpt={best}", "model=vit_ti", "model.pretrained=false"], f"ckpt={best} does not fit the model"),

@@ -33,7 +33,8 @@ def vit(**options):
 
 
 def shipped(name):
-    return Finetune(**OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml")))
+    values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    return Finetune(**values.get("finetune", values))
 
 
 def trains(model):

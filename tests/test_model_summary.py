@@ -25,6 +25,14 @@ def test_adaptive_shows_the_spread_over_images():
     assert f"{last.fewest}..{last.most}" in str(shown)
 
 
+def test_union_is_charged_for_the_batch_it_ran_in():
+    x = images()
+    alone = mame_lab.summary(mame_lab.apply(build("vit"), tau=0.8, batch="union"), x[:1])
+    together = mame_lab.summary(mame_lab.apply(build("vit"), tau=0.8, batch="union"), x)
+    assert alone.blocks[-1].tokens < together.blocks[-1].tokens
+    assert alone.blocks[-1].gflops < together.blocks[-1].gflops
+
+
 def test_without_merging_both_sides_are_equal():
     shown = mame_lab.summary(build("vit"), images())
     assert shown.gflops == shown.gflops_unmerged

@@ -17,7 +17,14 @@ README = (ROOT / "README.md").read_text()
 
 def test_a_method_of_your_own():
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "RandomMerge" in block)
-    names = {"Method": Method, "matching": matching, "make_plan": make_plan, "dataclass": dataclass, "torch": torch}
+    names = {
+        "Method": Method,
+        "MameLabError": mame_lab.MameLabError,
+        "matching": matching,
+        "make_plan": make_plan,
+        "dataclass": dataclass,
+        "torch": torch,
+    }
     exec(code, names)
     model, x = build("vit"), images()
     expected = model(x)

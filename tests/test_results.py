@@ -52,6 +52,7 @@ RESULT = Result(
     agreement=Proportion(358, 360),
     kl=0.0031,
     train_speedup=1.33,
+    train_batch=16,
 )
 HEADLESS = replace(
     RESULT,
@@ -188,7 +189,7 @@ def test_table_shows_both_sides_the_gain_and_the_conditions(width):
     assert lines["GFLOPs a sample"] == "GFLOPs a sample 2.00 4.00 0.50x"
     assert lines["tokens after blocks"] == "tokens after blocks 100 78 61 100 in all"
     assert lines["samples/s"] == "samples/s 1200 800 1.50x"
-    assert lines["training samples/s"] == "training samples/s 400 300 1.33x"
+    assert lines["training, batch 16"] == "training, batch 16 400 300 1.33x"
     assert lines["FLOP-ideal realised"] == "FLOP-ideal realised 75 % of 2.00x"
     words = " ".join(text.split())
     for condition in ("Example CPU", "float32", "batch 64", "2 threads", "30 rounds", "seed 7", "weights 0123456789ab"):
@@ -206,7 +207,7 @@ def test_table_shows_both_sides_the_gain_and_the_conditions(width):
 def test_table_leaves_out_what_was_not_measured():
     text = printed(HEADLESS, 120)
     assert "k-NN" in text
-    for quantity in ("agreement   ", "KL, nats", "training samples/s", "peak memory", "None"):
+    for quantity in ("agreement   ", "KL, nats", "training, batch", "peak memory", "None"):
         assert quantity not in text
     unlabelled = replace(RESULT, merged=replace(MERGED, top1=None, top5=None))
     assert "Accuracy" not in printed(unlabelled, 120)

@@ -39,7 +39,6 @@ class ImageDataset(ABC):
             raise MameLabError(f"dataset.num_workers={self.num_workers} is negative: set it to 0 or more, or to null")
         if self.augment not in AUGMENTS:
             raise MameLabError(f"dataset.augment={self.augment} is unknown: choose one of {', '.join(AUGMENTS)}")
-
         if not 0 < self.min_crop_area <= 1:
             raise MameLabError(f"dataset.min_crop_area={self.min_crop_area} is out of range: set it above 0, up to 1")
 

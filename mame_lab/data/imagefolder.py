@@ -38,11 +38,16 @@ class ImageFolder(ImageDataset):
         root = dataset_root(self.root)
         if (root / "val").is_dir():
             return fixed_splits(root)
+        folders = {child.name for child in root.iterdir() if child.is_dir()}
+        if folders and folders <= {"train", "test"}:
+            raise MameLabError(f"dataset.root={root} has no val beside train or test: add it, or give train itself")
         images = list_images(root)
         labels = [label for _, label in images.files]
         label, count = min(Counter(labels).items(), key=lambda item: item[1])
         if count < 2:
             raise MameLabError(f"class folder {root / images.classes[label]} holds 1 image: a split needs 2 or more")
         rest, held = stratified_split(labels, self.val_fraction, self.split_seed)
+        if len(images.classes) < 2:
+            raise MameLabError(f"dataset.root={root} holds one class folder alone, {images.classes[0]}: add a second")
         val = images.subset(held)
         return Splits(images.subset(rest), val, val, images.classes)

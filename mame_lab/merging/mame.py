@@ -55,6 +55,10 @@ class MaMe(Method):
         if self.batch not in BATCHES:
             raise MameLabError(f"mame.batch={self.batch} is not known: choose from {', '.join(BATCHES)}")
 
+    @property
+    def depends_on_batch(self) -> bool:
+        return self.r is None and self.batch == "union"
+
     def schedule(self, depth: int) -> Schedule:
         if self.r is None and self.tau == 1:
             return Schedule((0,) * depth)

@@ -49,6 +49,11 @@ class Method(ABC):
         if _is_int(self.blocks) and self.blocks < 0:
             raise MameLabError(f"mame.blocks={self.blocks} is negative: give the number of blocks that merge")
 
+    @property
+    def depends_on_batch(self) -> bool:
+        """Whether the tokens of a sample depend on the other samples of its batch."""
+        return False
+
     def schedule(self, depth: int) -> Schedule:
         """The tokens that leave in each of `depth` blocks."""
         return make_schedule(self.r, self.blocks, depth, self.clamp)

@@ -33,18 +33,15 @@ class Schedule:
         Raises:
             MameLabError: more tokens are to leave than there are sources, and `clamp` is off.
         """
-        amount = self.amounts[block]
-        if amount is None:
-            return None
-        leave = math.floor(amount * patches) if isinstance(amount, float) else amount
-        sources = patches // 2
-        if leave <= sources:
-            return leave
+        asked, sources = self._asked(block, patches), patches // 2
+        if asked is None or asked <= sources:
+            return asked
         if self.clamp:
             return sources
         raise MameLabError(
-            f"mame.r={amount} is too large for block {block}: {patches} patch tokens enter it, of which {sources} are "
-            f"sources that can leave; lower mame.r, merge in fewer blocks (mame.blocks) or set mame.clamp=true"
+            f"mame.r={self.amounts[block]} is too large for block {block}: {patches} patch tokens enter it, of which "
+            f"{sources} are sources that can leave; lower mame.r, merge in fewer blocks (mame.blocks) or set "
+            f"mame.clamp=true"
         )
 
     def walk(self, patches: int) -> list[int | None]:
@@ -52,13 +49,19 @@ class Schedule:
 
         With `clamp`, a list that differs from what was asked for is logged.
         """
-        leaving = []
+        leaving, truncated = [], False
         for block in range(len(self.amounts)):
             leaving.append(self.leaving(block, patches))
+            truncated |= leaving[-1] != self._asked(block, patches)
             patches -= leaving[-1] or 0
-        if any(isinstance(amount, int) and n != amount for n, amount in zip(leaving, self.amounts, strict=True)):
+        if truncated:
             log.warning("mame.clamp=true truncated mame.r to %s", leaving)
         return leaving
+
+    def _asked(self, block: int, patches: int) -> int | None:
+        """The tokens that are to leave; a fraction is rounded down as its decimal digits say (0.29 of 100 is 29)."""
+        amount = self.amounts[block]
+        return math.floor(amount * patches + 1e-9) if isinstance(amount, float) else amount
 
 
 def merging_blocks(blocks: int | list[int] | None, depth: int) -> list[int]:
@@ -75,7 +78,7 @@ def merging_blocks(blocks: int | list[int] | None, depth: int) -> list[int]:
     if any(not 0 <= i < depth for i in indices) or len(set(indices)) < len(indices):
         raise MameLabError(
             f"mame.blocks={blocks} does not fit the model: it has {depth} blocks, so give a number up to {depth} or a "
-            f"list of different indices from 0 to {depth - 1}"
+            f"list of different indices from {-depth} to {depth - 1}"
         )
     return indices
 

@@ -1,6 +1,6 @@
 """Model families: one file each says how a model is loaded and where merging goes in.
 
-A family module has `load`, `attach`, `detach` and `data_config`, see `timm_vit.py`. It is imported when first needed.
+A family module is imported when first needed. What it has to have: see the public functions of `timm_vit.py`.
 """
 
 from __future__ import annotations
@@ -68,6 +68,12 @@ def remove(model: nn.Module) -> nn.Module:
     """Undo `apply`, to the bit. Returns the same model."""
     family_of(model).detach(model)
     return model
+
+
+def depends_on_batch(model: nn.Module) -> bool:
+    """Whether merging in the model makes a sample's cost depend on its batch."""
+    method = vars(model).get("method")
+    return method is not None and method.depends_on_batch
 
 
 def twin(model: nn.Module) -> nn.Module:

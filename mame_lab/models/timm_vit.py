@@ -4,6 +4,7 @@ B batch, N tokens, K tokens that remain after merging, C channels, D depth.
 """
 
 import difflib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -230,13 +231,16 @@ def build(settings: ModelSettings, fetch: bool = False) -> VisionTransformer:
         with _no_retries_offline() if fetch else nullcontext():
             model = timm.create_model(settings.name, pretrained=fetch, **options)
     except Exception as error:
-        if fetch:
+        if fetch and not isinstance(error, TypeError):
             raise MameLabError(
                 f"the pretrained weights of model.name={settings.name} cannot be fetched ({_first_line(error)}): "
                 f"give a local file with model.weights=FILE, or take random weights with model.pretrained=false"
             ) from error
         raise MameLabError(f"model.name={settings.name} rejects {options}: {_first_line(error)}") from error
-    return supported(model)
+    vit = supported(model)
+    if options.get("in_chans", 3) != 3 or not vit.global_pool:
+        raise MameLabError(f"model.name={settings.name} with {options} takes no RGB image or gives no feature of it")
+    return vit
 
 
 @contextmanager
@@ -316,7 +320,7 @@ def trace(model: VisionTransformer, x: Tensor) -> list[Tensor]:
     """Tokens of every sample after each block, prefix counted, padding not: D integer tensors of shape (B,)."""
     if isinstance(model, MergingVisionTransformer):
         return model.trace(x)
-    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+    tokens = math.prod(model.patch_embed.dynamic_feat_size(x.shape[-2:])) + model.num_prefix_tokens
     return [torch.full((len(x),), tokens)] * len(model.blocks)
 
 

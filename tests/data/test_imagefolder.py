@@ -83,7 +83,9 @@ REFUSED = {
         {"train/cat": 1, "train/dog": 1, "val/cat": 1, "val/dog": 0},
         "class folder {root}/val/dog holds no images",
     ),
-    "class folders too deep": ({"train/cat": 2, "test/cat": 2}, "class folder {root}/test holds no images"),
+    "class folders too deep": ({"pets/cat": 2, "wild/cat": 2}, "class folder {root}/pets holds no images"),
+    "train without val": ({"train/cat": 2, "test/cat": 2}, "dataset.root={root} has no val"),
+    "one class": ({"cat": 2}, "dataset.root={root} holds one class folder alone, cat"),
     "a class of val that train lacks": (
         {"train/cat": 1, "val/cat": 1, "val/dog": 1},
         "dataset.root={root}: class 'dog' is in val but not in train",

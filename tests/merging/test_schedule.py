@@ -18,6 +18,7 @@ from mame_lab.merging.schedule import make_schedule
         ({}, 5, 64, [None, None, None, 0, 0]),
         ({"r": 0}, 3, 64, [0, 0, 0]),
         ({"tau": 1}, 3, 64, [0, 0, 0]),
+        ({"r": 0.29, "blocks": 1}, 2, 100, [29, 0]),
         ({"r": 16, "blocks": 12, "clamp": True}, 12, 196, [16] * 11 + [10]),
     ],
 )
@@ -32,6 +33,8 @@ def test_too_large_names_the_block_and_the_way_out():
 
 
 def test_clamp_says_what_results(caplog):
+    make_schedule(0.7, 1, 2, clamp=True).walk(100)
+    assert "[50, 0]" in caplog.text
     make_schedule(16, 12, 12, clamp=True).walk(196)
     assert "[16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 10]" in caplog.text
 

@@ -76,6 +76,8 @@ def test_any_image_size():
         x = torch.randn(2, 3, *size, dtype=torch.float64)
         assert model(x).shape == (2, SMALL["num_classes"])
         assert model.forward_intermediates(x, 1, intermediates_only=True)[0].shape[2:] == (size[0] // 8, size[1] // 8)
+    shown = mame_lab.summary(model, torch.randn(1, 3, 48, 96, dtype=torch.float64))
+    assert (shown.blocks[0].tokens, shown.blocks[0].tokens_unmerged) == (68, 73)
     with pytest.raises(mame_lab.MameLabError, match="too large for block"):
         model(torch.randn(2, 3, 16, 16, dtype=torch.float64))
 
@@ -85,6 +87,18 @@ def test_pruned_model_still_merges():
     expected = model.forward_intermediates(images(), [2], intermediates_only=True)[0]
     model.prune_intermediate_layers([2])
     assert torch.equal(model.forward_intermediates(images(), [2], intermediates_only=True)[0], expected)
+
+
+@pytest.mark.parametrize("family", ["vit", "siglip"])
+def test_a_budget_compiles_to_one_graph_and_exports(family):
+    model, x = mame_lab.apply(build(family), r=5), images()
+    with torch.no_grad():
+        expected = model(x)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), expected)
+        batch = {0: torch.export.Dim("batch", min=2, max=64)}
+        exported = torch.export.export(model, (x,), dynamic_shapes={"x": batch})
+        torch.testing.assert_close(exported.module()(images(3)), model(images(3)))
 
 
 def test_under_ddp(tmp_path):
@@ -133,6 +147,9 @@ def test_a_head_can_be_left_out(tmp_path):
         ({"name": "vit_tiny_patch16_244"}, "model.name=vit_tiny_patch16_244 .*vit_tiny_patch16_224"),
         ({"weights": "no/such/file"}, "model.weights=no/such/file does not exist"),
         ({"args": {"dept": 3}}, "rejects.*dept"),
+        ({"args": {"dept": 3}, "pretrained": True}, "rejects.*dept"),
+        ({"args": {"in_chans": 1}}, "no RGB image"),
+        ({"args": {"global_pool": ""}}, "no feature"),
         ({"pretrained": True, "args": {}, "img_size": None}, "model.weights=FILE.*model.pretrained=false"),
     ],
 )
