@@ -192,7 +192,7 @@ def test_padding_has_finite_gradients():
     torch.manual_seed(0)
     x = torch.randn(1, 1, 4) + torch.tensor([0.5, 1.0, 3.0]).view(3, 1, 1) * torch.randn(3, 21, 4)
     x.requires_grad_()
-    y, state = MergeState(1).merge(MaMe(tau=0.8), x, None)
+    y, state = MergeState(0).merge(MaMe(tau=0.8), x, None)
     assert state.valid_BN is not None
     assert not state.valid_BN.all()
     assert state.size_BN1.requires_grad
