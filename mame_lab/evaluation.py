@@ -15,7 +15,7 @@ from mame_lab.config import Config, SpeedSettings
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
 from mame_lab.models import depends_on_batch, family_of, unmerged_twin
-from mame_lab.results import Arm, Proportion, Result, gather_conditions, weights_hash
+from mame_lab.results import Arm, Conditions, Proportion, Result, gather_conditions, weights_hash
 
 Models = dict[str, nn.Module]
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -68,26 +68,32 @@ def evaluate(
         )
         for name, each in models.items()
     }
-    conditions = gather_conditions(
-        device,
-        trainer.precision,
-        batch=len(images),
-        rounds=inference["merged"].rounds,
-        seed=config.seed,
-        weights=weights_hash(model),
-        model=config.model.name,
-        dataset=config.dataset.name,
-        merging=str(config.mame),
-        attention=_attention(model),
-        images_counted=len(counted),
-    )
     return Result(
         **arms,
         **fidelity,
         speedup=speedup,
         train_speedup=train_speedup,
         train_batch=len(batch[0]) if training else None,
-        conditions=conditions,
+        conditions=_conditions(model, trainer, config, inference["merged"], counted),
+    )
+
+
+def _conditions(
+    model: nn.Module, trainer: Trainer, config: Config, inference: speed.Timing, counted: Tensor
+) -> Conditions:
+    fused = any(getattr(module, "fused_attn", False) for module in model.modules())
+    return gather_conditions(
+        counted.device,
+        trainer.precision,
+        batch=inference.batch,
+        rounds=inference.rounds,
+        seed=config.seed,
+        weights=weights_hash(model),
+        model=config.model.name,
+        dataset=config.dataset.name,
+        merging=str(config.mame),
+        attention="scaled_dot_product_attention" if fused else "unfused",
+        images_counted=len(counted),
     )
 
 
@@ -157,11 +163,6 @@ def _cost(model: nn.Module, images: Tensor, together: bool) -> dict[str, Any]:
     with torch.inference_mode():
         tokens = [float(tokens_B.float().mean()) for tokens_B in family_of(model).trace(model, images)]
     return {"gflops": speed.gflops(model, images, together)[""], "tokens": tokens}
-
-
-def _attention(model: nn.Module) -> str:
-    fused = any(getattr(module, "fused_attn", False) for module in model.modules())
-    return "scaled_dot_product_attention" if fused else "unfused"
 
 
 def _megabytes(count: int | None) -> float | None:
