@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mame_lab
+from mame_lab.merging.state import MergeState
 from mame_lab.models import timm_vit
 from mame_lab.models.settings import ModelSettings
 
@@ -48,6 +49,18 @@ def test_refused_with_the_class_and_what_is_supported(make, named):
     assert "timm" in str(error.value)
     assert "\n" not in str(error.value)
     assert not any(isinstance(m, timm_vit.MergingBlock) for m in model.modules())
+
+
+def test_a_merging_block_that_merges_nothing_is_timms_block():
+    """All of it: LayerScale, drop path and dropouts, to the bit."""
+    model = build("deit3", drop_path_rate=0.5, proj_drop_rate=0.1).train()
+    x = torch.randn(8, 20, SMALL["embed_dim"], dtype=torch.float64)
+    torch.manual_seed(0)
+    expected = model.blocks[-1](x)
+    mame_lab.apply(model, r=1, blocks=[-1])
+    torch.manual_seed(0)
+    actual, _ = model.blocks[-1](x, MergeState(0), model.method, 0)
+    assert torch.equal(actual, expected)
 
 
 def test_pooling_changed_afterwards_is_refused_too():
