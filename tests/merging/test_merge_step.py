@@ -172,6 +172,17 @@ def test_half_precision_keeps_mass(dtype, method, leave):
     assert error.norm() < 3 * torch.finfo(dtype).eps * x.float().mean(1).norm() * 99 / y.shape[1]
 
 
+def test_autocast_keeps_mass_and_restores():
+    x = copies(1, kinds=4, patches=41).float() + 0.1 * torch.randn(2, 42, 6, generator=torch.Generator().manual_seed(0))
+    expected, plain = MergeState(1, record=True).merge(MaMe(tau=0.5), x, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = MergeState(1, record=True).merge(MaMe(tau=0.5), x, None)
+        restored = state.restore(y)
+    assert torch.equal(state.size_BN1, plain.size_BN1)
+    assert torch.equal(y, expected)
+    assert torch.equal(restored, plain.restore(expected))
+
+
 @pytest.mark.parametrize("tau", [-0.5, 0.1])
 def test_gradients_are_those_of_the_merge(tau):
     """gradcheck in float64, away from the thresholds: tokens, sizes and the attention bias."""
