@@ -284,7 +284,9 @@ def load_weights(model: VisionTransformer, state: dict[str, Tensor], origin: str
             state = {key: value for key, value in state.items() if not key.startswith("head.")}
         mismatch = model.load_state_dict(state, strict=False)
     except (RuntimeError, KeyError, ValueError) as error:
-        raise MameLabError(f"{origin} does not fit the model: {_first_line(error)}") from error
+        raise MameLabError(
+            f"{origin} does not fit the model, choose the one it was made for: {_first_line(error)}"
+        ) from error
     for kind, keys in (("lacks", mismatch.missing_keys), ("has unknown", mismatch.unexpected_keys)):
         if keys:
             raise MameLabError(f"{origin} does not fit the model: it {kind} {len(keys)} tensors, {keys[0]} among them")
