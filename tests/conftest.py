@@ -7,7 +7,7 @@ from runs import compose_config, load
 
 
 @pytest.fixture
-def entry_point(monkeypatch):
+def entry_point():
     """Runs train.py or eval.py in this process: entry_point("train", folder, *overrides)."""
 
     def run(name: str, folder: Path, *overrides: str) -> None:

@@ -233,10 +233,10 @@ def build(settings: ModelSettings, fetch: bool = False) -> VisionTransformer:
     except Exception as error:
         if fetch and not isinstance(error, TypeError):
             raise MameLabError(
-                f"the pretrained weights of model.name={settings.name} cannot be fetched ({_first_line(error)}): "
+                f"the pretrained weights of model.name={settings.name} cannot be fetched ({_in_one_line(error)}): "
                 f"give a local file with model.weights=FILE, or take random weights with model.pretrained=false"
             ) from error
-        raise MameLabError(f"model.name={settings.name} rejects {options}: {_first_line(error)}") from error
+        raise MameLabError(f"model.name={settings.name} rejects {options}: {_in_one_line(error)}") from error
     vit = supported(model)
     if options.get("in_chans", 3) != 3 or not vit.global_pool:
         raise MameLabError(f"model.name={settings.name} with {options} takes no RGB image or gives no feature of it")
@@ -264,7 +264,7 @@ def read_weights(path: str) -> dict[str, Tensor]:
     try:
         return timm.models.load_state_dict(path, weights_only=True)
     except Exception as error:
-        raise MameLabError(f"model.weights={path} cannot be read: {_first_line(error)}") from error
+        raise MameLabError(f"model.weights={path} cannot be read: {_in_one_line(error)}") from error
 
 
 def load_weights(model: VisionTransformer, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
@@ -285,7 +285,7 @@ def load_weights(model: VisionTransformer, state: dict[str, Tensor], origin: str
         mismatch = model.load_state_dict(state, strict=False)
     except (RuntimeError, KeyError, ValueError) as error:
         raise MameLabError(
-            f"{origin} does not fit the model, choose the one it was made for: {_first_line(error)}"
+            f"{origin} does not fit the model, choose the one it was made for: {_in_one_line(error)}"
         ) from error
     for kind, keys in (("lacks", mismatch.missing_keys), ("has unknown", mismatch.unexpected_keys)):
         if keys:
@@ -326,6 +326,6 @@ def trace(model: VisionTransformer, x: Tensor) -> list[Tensor]:
     return [torch.full((len(x),), tokens)] * len(model.blocks)
 
 
-def _first_line(error: Exception) -> str:
+def _in_one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:2]) if lines else type(error).__name__
