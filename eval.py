@@ -32,7 +32,7 @@ def evaluate(cfg: DictConfig) -> None:
     from rich import print
 
     import mame_lab
-    from mame_lab import models, tracking
+    from mame_lab import models, targets, tracking
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.evaluation import evaluate as compare
@@ -47,12 +47,17 @@ def evaluate(cfg: DictConfig) -> None:
     else:
         model = family.load(run.model)
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)))
-    mame_lab.apply(model, run.mame)
     if not (stored or run.model.weights or run.model.pretrained):
         print("The weights are random: read cost and speed, not accuracy. Give ckpt=FILE or model.weights=FILE.")
 
     loggers = run.logger.build(folder, values)
     trainer = run.trainer.build(folder, loggers)
+    if run.benchmark:
+        run.benchmark.run(model, data, trainer, folder)
+        print(f"Written to {folder}")
+        return
+    run.mame = targets.meet(model, run.mame, data, trainer, folder)
+    mame_lab.apply(model, run.mame)
     result = compare(model, data, trainer, run)
     tracking.log_result(loggers, result.metrics())
     if trainer.is_global_zero:

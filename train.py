@@ -6,6 +6,7 @@ python train.py dataset=imagefolder dataset.root=FOLDER      your own images
 python train.py --help                                       every group and key
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import hydra
@@ -31,7 +32,7 @@ def train(cfg: DictConfig) -> None:
     from torch.nn.functional import cross_entropy
 
     import mame_lab
-    from mame_lab import checkpoint, finetune, models, tracking
+    from mame_lab import checkpoint, compilation, finetune, models, targets, tracking
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.evaluation import evaluate
@@ -45,11 +46,16 @@ def train(cfg: DictConfig) -> None:
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)))
     if family.match_classes(model, len(data.classes)):
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
-    mame_lab.apply(model, run.mame)
-    print(finetune.table(finetune.freeze(model, run.finetune)))
 
     loggers = run.logger.build(folder, values)
     trainer = run.trainer.build(folder, loggers)
+    run.mame = targets.meet(model, run.mame, data, trainer, folder)
+    values["mame"] = asdict(run.mame)
+    mame_lab.apply(model, run.mame)
+    print(finetune.table(finetune.freeze(model, run.finetune)))
+    if run.compile:
+        compilation.check_compiles(model, trainer.strategy.root_device)
+        compilation.compile_models(model)
     task = Classification(model, len(data.classes), run.optim, values)
     trainer.fit(task, data)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")

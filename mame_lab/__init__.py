@@ -6,9 +6,9 @@ This is an independent implementation.
 """
 
 from mame_lab.errors import MameLabError, UnsupportedModelError
-from mame_lab.merging import MaMe
+from mame_lab.merging import Drop, MaMe, ToMe, Ward
 from mame_lab.model_summary import summary
 from mame_lab.models import apply, remove
 
-__all__ = ["MaMe", "MameLabError", "UnsupportedModelError", "apply", "remove", "summary"]
+__all__ = ["Drop", "MaMe", "MameLabError", "ToMe", "UnsupportedModelError", "Ward", "apply", "remove", "summary"]
 __version__ = "0.1.0"

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mame_lab.benchmarks import BENCHMARKS
 from mame_lab.data import DATASETS
 from mame_lab.errors import MameLabError
 from mame_lab.finetune import Finetune
@@ -46,7 +47,12 @@ class SpeedSettings:
 
 @dataclass
 class Config:
-    """What training and evaluation share. `mame`, `dataset` and `logger` hold the dataclass that their group chose."""
+    """What training and evaluation share. `mame`, `dataset` and `logger` hold the dataclass that their group chose.
+
+    Args:
+        compile: train and time through torch.compile, the merged and the unmerged model alike; needs a budget, such as
+            `mame.r`. Accuracy, multiply-adds and memory are those of the same models without it.
+    """
 
     model: ModelSettings
     mame: Any
@@ -54,6 +60,7 @@ class Config:
     trainer: TrainerSettings
     logger: Any
     speed: SpeedSettings = field(default_factory=SpeedSettings)
+    compile: bool = False
     seed: int = 0
 
 
@@ -71,13 +78,20 @@ class EvalConfig(Config):
 
     Args:
         ckpt: a checkpoint of train.py; None evaluates the model's own weights, without training.
+        benchmark: instead of one evaluation, many methods side by side.
     """
 
     ckpt: str | None = None
+    benchmark: Any = None
 
 
 # Groups with several classes, the key that tells which one, and the classes.
-CHOICES = {"mame": ("method", METHODS), "dataset": ("name", DATASETS), "logger": ("name", LOGGERS)}
+CHOICES = {
+    "mame": ("method", METHODS),
+    "dataset": ("name", DATASETS),
+    "logger": ("name", LOGGERS),
+    "benchmark": ("name", BENCHMARKS),
+}
 
 
 def register() -> None:
@@ -121,7 +135,7 @@ def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str
 
 
 def _part(key: str, cls: type, value: Any) -> Any:
-    if key in CHOICES:
+    if key in CHOICES and value is not None:
         discriminator, classes = CHOICES[key]
         chosen = value.get(discriminator)
         if chosen not in classes:

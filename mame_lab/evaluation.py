@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from mame_lab import speed
 from mame_lab.comparison import Comparison
+from mame_lab.compilation import check_compiles, compile_models
 from mame_lab.config import Config, SpeedSettings
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
-from mame_lab.models import depends_on_batch, family_of, unmerged_twin
+from mame_lab.models import depends_on_batch, family_of, twin, unmerged_twin
 from mame_lab.results import Arm, Conditions, Proportion, Result, gather_conditions, weights_hash
 
 Models = dict[str, nn.Module]
@@ -37,17 +38,21 @@ def evaluate(
         training_loss: of logits and labels; given, a training step is timed too.
 
     Raises:
-        MameLabError: the classes of the model are not those of the data.
+        MameLabError: the classes of the model are not those of the data, or it is to be compiled and cannot be.
     """
-    check_classes(family_of(model).classifier(model), data.classes)
-    models = {"merged": model, "unmerged": unmerged_twin(model)}
-    accuracy, fidelity = _judge(models, data, trainer)
     device = trainer.strategy.root_device
+    check_classes(family_of(model).classifier(model), data.classes)
+    if config.compile:
+        check_compiles(model, device)
+    models = {"merged": twin(model), "unmerged": unmerged_twin(model)}
+    accuracy, fidelity = _judge(models, data, trainer)
     settings = SMOKE if config.trainer.fast_dev_run else config.speed
     images, labels = (tensor.to(device) for tensor in data.sample(settings.batch_size))
     images = trainer.precision_plugin.convert_input(images)
     for each in models.values():
         each.to(device)
+    if config.compile:
+        compile_models(*models.values())
     batch = images[: config.dataset.batch_size], labels[: config.dataset.batch_size]
     training, train_speedup = {}, None
     if training_loss is not None:
@@ -56,6 +61,7 @@ def evaluate(
     forwards = {name: _forward(each.eval(), images) for name, each in models.items()}
     inference, speedup = _race(forwards, len(images), trainer, settings)
     counted = images if depends_on_batch(model) else images[:: -(-len(images) // settings.cost_samples)]
+    uncompiled = {name: twin(each) for name, each in models.items()}  # Its operators can be counted one by one.
     arms = {
         name: Arm(
             **accuracy[name],
@@ -63,10 +69,10 @@ def evaluate(
             samples_per_s=inference[name].samples_per_s,
             latency_ms_p50=inference[name].latency_ms_p50,
             latency_ms_p95=inference[name].latency_ms_p95,
-            peak_memory_mb=_megabytes(speed.peak_memory(_in_precision(forwards[name], trainer), device)),
+            peak_memory_mb=_megabytes(speed.peak_memory(_in_precision(_forward(each, images), trainer), device)),
             train_samples_per_s=training[name].samples_per_s if training else None,
         )
-        for name, each in models.items()
+        for name, each in uncompiled.items()
     }
     return Result(
         **arms,
@@ -74,7 +80,7 @@ def evaluate(
         speedup=speedup,
         train_speedup=train_speedup,
         train_batch=len(batch[0]) if training else None,
-        conditions=_conditions(model, trainer, config, inference["merged"], counted),
+        conditions=_conditions(models["merged"], trainer, config, inference["merged"], counted),
     )
 
 
@@ -93,6 +99,7 @@ def _conditions(
         dataset=config.dataset.name,
         merging=str(config.mame),
         attention="scaled_dot_product_attention" if fused else "unfused",
+        compiled=config.compile,
         images_counted=len(counted),
     )
 

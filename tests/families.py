@@ -17,6 +17,10 @@ TIMM = {
     "registers": ("vit_small_patch14_reg4_dinov2", LAYER_SCALE),
     "clip": ("vit_base_patch16_clip_224", {}),
     "siglip": ("vit_base_patch16_siglip_224", {}),
+    "eva02": ("eva02_base_patch14_224", {}),
+    "dinov3": ("vit_small_patch16_dinov3", LAYER_SCALE | {"global_pool": "token"}),
+    "rope_mixed": ("vit_small_patch16_rope_mixed_224", LAYER_SCALE),
+    "perception": ("vit_pe_core_tiny_patch16_384", LAYER_SCALE | {"qk_norm": True}),
 }
 FAMILIES = sorted(TIMM)
 
@@ -42,7 +46,7 @@ def images(batch: int = 4, seed: int = 0) -> torch.Tensor:
 
 def copies(model: nn.Module, batch: int = 3) -> torch.Tensor:
     """Images of 5 kinds of patches, unevenly often; the model forgets positions, so tokens of a kind are equal."""
-    nn.init.zeros_(model.pos_embed)
+    forget_positions(model)
     generator = torch.Generator().manual_seed(1)
     kinds = torch.randn(5, 3, 8, 8, generator=generator, dtype=torch.float64)
     odds = torch.tensor([1.0, 2, 4, 8, 16]).expand(batch, 5)
@@ -50,3 +54,17 @@ def copies(model: nn.Module, batch: int = 3) -> torch.Tensor:
     kind[:, 0:10:2] = torch.arange(5)
     x = kinds[kind].view(batch, GRID, GRID, 3, 8, 8)
     return x.permute(0, 3, 1, 4, 2, 5).reshape(batch, 3, 8 * GRID, 8 * GRID)
+
+
+def forget_positions(model: nn.Module) -> None:
+    """No position embedding, and every patch turned by the same rotary embedding."""
+    if model.pos_embed is not None:
+        nn.init.zeros_(model.pos_embed)
+    rope = getattr(model, "rope", None)
+    if rope is not None:
+        embed = rope.get_embed
+        rope.get_embed = lambda *args, **kwargs: _last_row(embed(*args, **kwargs))
+
+
+def _last_row(x_NC: torch.Tensor) -> torch.Tensor:
+    return x_NC[..., -1:, :].expand_as(x_NC)

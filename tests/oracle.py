@@ -1,4 +1,7 @@
-"""MaMe and MaRe as loops over one sample, straight from the steps of the paper: the oracle of the matrix code."""
+"""MaMe, MaRe and what they are compared with as loops over one sample, straight from their formulas.
+
+A token is a list of numbers. Similarities and weights are given by the index of a source, over the targets.
+"""
 
 import math
 
@@ -8,16 +11,37 @@ def partition(tokens: int, prefix: int) -> tuple[list[int], list[int]]:
     return patches[0::2], patches[1::2]
 
 
-def cosine(a, b) -> float:
-    dot = sum(x * y for x, y in zip(a, b, strict=True))
-    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+def dot(a, b) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def cosine_similarities(y, prefix: int) -> dict[int, list[float]]:
+    targets, sources = partition(len(y), prefix)
+    return {s: [dot(y[t], y[s]) / math.sqrt(dot(y[t], y[t]) * dot(y[s], y[s])) for t in targets] for s in sources}
+
+
+def ward_similarities(y, sizes, prefix: int) -> dict[int, list[float]]:
+    """1 minus what a merge adds to the sum of squared distances, over the mean squared norm of the patch tokens."""
+    targets, sources = partition(len(y), prefix)
+    mean_square = sum(dot(row, row) for row in y[prefix:]) / len(y[prefix:])
+
+    def cost(t, s):
+        difference = [a - b for a, b in zip(y[t], y[s], strict=True)]
+        return sizes[t] * sizes[s] / (sizes[t] + sizes[s]) * dot(difference, difference)
+
+    return {s: [1 - cost(t, s) / mean_square for t in targets] for s in sources}
+
+
+def nearest_column(similarities: list[float]) -> list[float]:
+    best = similarities.index(max(similarities))
+    return [float(i == best) for i in range(len(similarities))]
 
 
 def paper_column(similarities: list[float], tau: float, tolerance: float = 1e-4) -> list[float]:
-    """The weights of one source over all targets."""
+    """The weights of one source over all targets; where none is similar enough, whole to the nearest."""
     weights = [max(s - tau, 0.0) for s in similarities]
     if sum(weights) == 0:
-        return weights
+        return nearest_column(similarities)
     weights = [w / sum(weights) for w in weights]
     nonzero = [w for w in weights if w > 0]
     mean = sum(nonzero) / len(nonzero)
@@ -25,48 +49,41 @@ def paper_column(similarities: list[float], tau: float, tolerance: float = 1e-4)
     return [w / sum(weights) for w in weights]
 
 
-def columns(x: list[list[float]], prefix: int, tau: float | None, r: int | None) -> dict[int, list[float]]:
-    """For each source that merges, by its index: its weights over the targets."""
-    targets, sources = partition(len(x), prefix)
-    found = {}
-    for s in sources:
-        similarities = [cosine(x[t], x[s]) for t in targets]
-        best = similarities.index(max(similarities))
-        one_hot = [float(i == best) for i in range(len(targets))]
-        column = one_hot if tau is None else paper_column(similarities, tau)
-        if r is not None and sum(column) == 0:
-            column = one_hot
-        found[s] = (max(similarities), column)
+def leaving(similarities: dict[int, list[float]], tau: float | None, r: int | None) -> list[int]:
+    """The sources that leave: those above the threshold, or the r closest."""
     if r is None:
-        return {s: column for s, (_, column) in found.items() if sum(column) > 0}
-    by_closeness = sorted(sources, key=lambda s: (-found[s][0], s))
-    return {s: found[s][1] for s in by_closeness[:r]}
+        return [s for s, row in similarities.items() if max(row) > tau]
+    return sorted(similarities, key=lambda s: (-max(similarities[s]), s))[:r]
 
 
-def merge(x, sizes, prefix, tau=None, r=None):
-    """Tokens, sizes and original positions that remain, in the order of the original positions."""
+def merge(x, sizes, prefix: int, columns: dict[int, list[float]], keep_norm: float = 0.0):
+    """Tokens, sizes and original positions that remain, in the order of the original positions.
+
+    Args:
+        columns: for each source that leaves, its weights over the targets.
+        keep_norm: see `MergePlan`.
+    """
     targets, _ = partition(len(x), prefix)
-    leaving = columns(x, prefix, tau, r)
     merged, merged_sizes = {n: list(row) for n, row in enumerate(x)}, dict(enumerate(sizes))
     for i, t in enumerate(targets):
-        total = sizes[t] + sum(w[i] * sizes[s] for s, w in leaving.items())
-        for c in range(len(x[t])):
-            weighted = sizes[t] * x[t][c] + sum(w[i] * sizes[s] * x[s][c] for s, w in leaving.items())
-            merged[t][c] = weighted / total
-        merged_sizes[t] = total
-    stays = [n for n in range(len(x)) if n not in leaving]
+        parts = [(sizes[t], x[t])] + [(w[i] * sizes[s], x[s]) for s, w in columns.items() if w[i] > 0]
+        if len(parts) == 1:
+            continue
+        total = sum(size for size, _ in parts)
+        mean = [sum(size * row[c] for size, row in parts) / total for c in range(len(x[t]))]
+        mean_norm = sum(size * math.sqrt(dot(row, row)) for size, row in parts) / total
+        scale = (mean_norm / math.sqrt(dot(mean, mean))) ** keep_norm
+        merged[t], merged_sizes[t] = [scale * value for value in mean], total
+    stays = [n for n in range(len(x)) if n not in columns]
     return [merged[n] for n in stays], [merged_sizes[n] for n in stays], stays
 
 
-def restore(merged, stays, x, prefix, tau=None, r=None):
+def restore(merged, stays, prefix: int, columns: dict[int, list[float]]):
     """The full sequence from the merged one."""
-    targets, _ = partition(len(x), prefix)
-    leaving = columns(x, prefix, tau, r)
+    tokens = len(stays) + len(columns)
+    targets, _ = partition(tokens, prefix)
     value = dict(zip(stays, merged, strict=True))
-    channels = range(len(merged[0]))
     return [
-        value[n]
-        if n in value
-        else [sum(w * value[t][c] for w, t in zip(leaving[n], targets, strict=True)) for c in channels]
-        for n in range(len(x))
+        value[n] if n in value else [dot(columns[n], each) for each in zip(*(value[t] for t in targets), strict=True)]
+        for n in range(tokens)
     ]

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from omegaconf import open_dict
 from runs import ROOT, compose_config
 
-from mame_lab import MaMe, MameLabError, cli, config
+from mame_lab import MameLabError, Ward, cli, config
 from mame_lab.data import DATASETS
 from mame_lab.data.imagefolder import ImageFolder
 
@@ -43,7 +43,7 @@ def test_models_are_published_by_timm(path: Path):
 
 def test_defaults_are_those_of_the_parts():
     run = config.typed(config.TrainConfig, values("train"))
-    assert run.mame == MaMe()
+    assert run.mame == Ward()
     assert {name: config.typed(config.EvalConfig, values("eval", f"dataset={name}")).dataset for name in DATASETS} == {
         name: settings() for name, settings in DATASETS.items()
     }
@@ -51,13 +51,13 @@ def test_defaults_are_those_of_the_parts():
 
 def test_r_on_the_command_line_is_r_in_the_library():
     for r in (8, 0.1, [1, 2, 3, 4]):
-        assert config.typed(config.TrainConfig, values("train", f"mame.r={r}")).mame == MaMe(r=r)
+        assert config.typed(config.TrainConfig, values("train", f"mame.r={r}")).mame == Ward(r=r)
 
 
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("mame.tua=0.9", "mame.tua: Key 'tua' not in 'MaMe' (did you mean tau?)"),
+        ("mame.tua=0.9", "mame.tua: Key 'tua' not in 'Ward' (did you mean tau?)"),
         ("mame.tau=high", "mame.tau: Value 'high' of type 'str' could not be converted to Float"),
         (
             "trainer.max_epoch=3",
@@ -101,10 +101,10 @@ def test_the_command_line_wins_over_a_checkpoint():
         return config.typed(config.EvalConfig, config.override(stored, values("eval", *overrides), list(overrides)))
 
     plain = overridden("ckpt=x")
-    assert (plain.mame, plain.seed, plain.dataset.batch_size, plain.model.args["depth"]) == (MaMe(r=8), 7, 5, 3)
-    assert overridden("mame.r=16").mame == MaMe(r=16)
-    assert overridden("mame=off").mame == MaMe(r=0)
-    assert overridden("mame.r=null", "mame.tau=0.5").mame == MaMe(tau=0.5)
+    assert (plain.mame, plain.seed, plain.dataset.batch_size, plain.model.args["depth"]) == (Ward(r=8), 7, 5, 3)
+    assert overridden("mame.r=16").mame == Ward(r=16)
+    assert overridden("mame=off").mame == Ward(r=0)
+    assert overridden("mame.r=null", "mame.tau=0.5").mame == Ward(tau=0.5)
     assert overridden("dataset=imagefolder", "dataset.root=/images").dataset == ImageFolder(root="/images")
     assert overridden("+model.args.qk_norm=true").model.args["qk_norm"] is True
 

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ ARROWS = {
     "speed": [],
     "fidelity": [],
     "results": [],
+    "visualize": ["merging"],
     "finetune": [],
     "training": [],
     "tracking": [],
@@ -25,9 +27,12 @@ ARROWS = {
     "models": ["merging"],
     "model_summary": ["models", "speed"],
     "comparison": ["fidelity", "results"],
-    "config": ["data", "finetune", "merging", "models", "tasks", "tracking", "training"],
+    "compilation": [],
+    "targets": ["data", "merging", "models", "speed"],
+    "benchmarks": ["comparison", "data", "fidelity", "merging", "models", "speed", "targets"],
+    "config": ["benchmarks", "data", "finetune", "merging", "models", "tasks", "tracking", "training"],
     "cli": [],
-    "evaluation": ["comparison", "config", "data", "models", "results", "speed"],
+    "evaluation": ["comparison", "compilation", "config", "data", "models", "results", "speed"],
     "__init__": ["merging", "model_summary", "models"],
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -53,6 +58,24 @@ def imported(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_arrows(path):
     assert imported(path) <= {*ARROWS[part(path)], part(path), "errors"}
+
+
+def modules(path: Path) -> set[str]:
+    """The files of the package that a file imports, at the top or inside a function."""
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in FILES}
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {str(names[name]) for name in found if name in names}
+
+
+@pytest.mark.parametrize("folder", ["merging", "models"])
+def test_no_file_imports_what_imports_it(folder):
+    files = sorted((PACKAGE / folder).rglob("*.py"))
+    TopologicalSorter({str(path): modules(path) for path in files}).prepare()
 
 
 def test_wandb_is_imported_in_one_file():

@@ -3,6 +3,7 @@ import torch
 from families import DEPTH, GRID, build, images
 
 import mame_lab
+from mame_lab import Drop, ToMe
 
 
 def test_budget_shows_every_block():
@@ -29,6 +30,21 @@ def test_union_is_charged_for_the_batch_it_ran_in():
     model, x = mame_lab.apply(build("vit"), tau=0.8, batch="union"), images()
     alone = [mame_lab.summary(model, image).gflops for image in x.split(1)]
     assert mame_lab.summary(model, x).gflops > 1.01 * sum(alone) / len(alone)
+
+
+def test_packed_is_charged_what_its_samples_cost():
+    model, x = build("registers"), images()
+    padded = mame_lab.summary(mame_lab.apply(model, tau=0.8), x)
+    assert mame_lab.summary(mame_lab.apply(model, tau=0.8, batch="packed"), x) == padded
+
+
+@pytest.mark.parametrize("method", [ToMe(r=5), Drop(r=5)], ids=lambda method: method.method)
+def test_what_it_is_compared_with_costs_the_same(method):
+    model, x = build("registers"), images()
+    merged = mame_lab.summary(mame_lab.apply(model, r=5), x)
+    shown = mame_lab.summary(mame_lab.apply(model, method), x)
+    assert [block.tokens for block in shown.blocks] == [block.tokens for block in merged.blocks]
+    assert shown.gflops == pytest.approx(merged.gflops, rel=0.02)
 
 
 def test_without_merging_both_sides_are_equal():

@@ -10,7 +10,9 @@ from runs import ROOT, compose_config
 
 import mame_lab
 from mame_lab.merging import Method, matching
+from mame_lab.merging.bipartite import Bipartite
 from mame_lab.merging.plan import make_plan
+from mame_lab.models import family_of
 
 README = (ROOT / "README.md").read_text()
 
@@ -18,6 +20,7 @@ README = (ROOT / "README.md").read_text()
 def test_a_method_of_your_own():
     code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "RandomMerge" in block)
     names = {
+        "Bipartite": Bipartite,
         "Method": Method,
         "MameLabError": mame_lab.MameLabError,
         "matching": matching,
@@ -29,7 +32,7 @@ def test_a_method_of_your_own():
     model, x = build("vit"), images()
     expected = model(x)
     mame_lab.apply(model, names["RandomMerge"](r=5))
-    assert [int(tokens[0]) for tokens in model.trace(x)] == [60, 55, 50, 45, 45, 45]
+    assert [int(tokens[0]) for tokens in family_of(model).trace(model, x)] == [60, 55, 50, 45, 45, 45]
     assert not torch.equal(model(x), expected)
 
 

@@ -5,9 +5,11 @@ from mame_lab.data.dataset import ImageDataset
 from mame_lab.data.digits import Digits
 from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.data.imagenet import ImageNet
+from mame_lab.data.natural import Natural
 
 DATASETS: dict[str, type[ImageDataset]] = {
     "digits": Digits,
+    "natural": Natural,
     "cifar10": Cifar10,
     "cifar100": Cifar100,
     "imagefolder": ImageFolder,

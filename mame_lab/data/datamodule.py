@@ -74,9 +74,9 @@ class ImageData(LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._evaluation_loader(self.splits.test)
 
-    def sample(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """A batch of test images spread evenly over the test split, repeated where there are fewer than `count`."""
-        images = TransformedImages(self.splits.test, self.preprocessing.evaluation())
+    def sample(self, count: int, split: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
+        """A batch of images spread evenly over a split (test or val), repeated where there are fewer than `count`."""
+        images = TransformedImages(getattr(self.splits, split), self.preprocessing.evaluation())
         indices = torch.linspace(0, len(images) - 1, min(count, len(images))).long().repeat(-(-count // len(images)))
         x_BCHW, y_B = zip(*(images[i] for i in indices[:count].tolist()), strict=True)
         return torch.stack(x_BCHW), torch.tensor(y_B)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from mame_lab.errors import MameLabError
-from mame_lab.merging.schedule import Schedule, make_schedule
+from mame_lab.merging.schedule import SHAPES, Schedule, make_schedule
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mame_lab.merging.plan import MergePlan
+    from mame_lab.merging.tokens import Tokens
 
 
 @dataclass
@@ -23,17 +22,35 @@ class Method(ABC):
         method: the name of the method, the key of `merging.METHODS`.
         r: tokens that leave in every merging block: an int, a fraction in (0, 1) of the patch tokens present there
             (rounded down), or a list with one entry for each block of the model.
-        blocks: where to merge: the first n blocks or a list of indices. None: the first two thirds, rounded down.
+        flops: instead of `r`, the share of the unmerged model's multiply-adds to come down to, in (0, 1).
+        speedup: instead, how many times faster than the unmerged model to become.
+        schedule: how the tokens that leave are shared out over the merging blocks. `constant`: `r` in each (the default
+            with `r`); `linear`: falling from 2 r to 0, as ToMe proposes; `rising`: from 0 to 2 r (fractions stop at
+            1/2), for late blocks are where merging harms least (the default with a target). With a target also
+            `calibrated`: a list for the images at hand, found from where merging is cheap; and `adaptive`: a threshold
+            `tau` instead of a budget.
+        blocks: where to merge: the first n blocks or a list of indices. None: the first two thirds, rounded down; all
+            of them where the schedule is not constant.
         prop_attn: add the log of a token's size to its attention logits. Models trained without a supervised
             objective (MAE) are reported to do better without it.
         clamp: let a block that has fewer sources than `r` lose all it has, instead of raising an error.
+
+    Attributes:
+        adaptive: whether the method can do without a budget: the tokens decide how many leave.
+        needs_keys: whether `plan` looks at the attention keys.
     """
 
     method: str = "???"
     r: Any = None
+    flops: float | None = None
+    speedup: float | None = None
+    schedule: str | None = None
     blocks: Any = None
     prop_attn: bool = True
     clamp: bool = False
+
+    adaptive: ClassVar[bool] = False
+    needs_keys: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for amount in self.r if isinstance(self.r, list) else [self.r]:
@@ -48,28 +65,58 @@ class Method(ABC):
             raise MameLabError(f"mame.blocks={self.blocks!r} is not valid: give a number or a list of indices")
         if _is_int(self.blocks) and self.blocks < 0:
             raise MameLabError(f"mame.blocks={self.blocks} is negative: give the number of blocks that merge")
+        self._check_target()
+
+    def _check_target(self) -> None:
+        given = [
+            f"mame.{key}={getattr(self, key)}" for key in ("r", "flops", "speedup") if getattr(self, key) is not None
+        ]
+        if len(given) > 1:
+            raise MameLabError(f"{' and '.join(given)} exclude each other: set all but one to null")
+        if self.flops is not None and not 0 < self.flops < 1:
+            raise MameLabError(f"mame.flops={self.flops} is out of range: give a share of the multiply-adds, in (0, 1)")
+        if self.speedup is not None and self.speedup <= 1:
+            raise MameLabError(f"mame.speedup={self.speedup} is out of range: give a factor above 1")
+        choices = (*SHAPES, "calibrated", "adaptive") if self.target else tuple(SHAPES)
+        if self.schedule is not None and self.schedule not in choices:
+            unless = "" if self.target else " (calibrated and adaptive need mame.flops or mame.speedup)"
+            raise MameLabError(
+                f"mame.schedule={self.schedule} is not known here: choose from {', '.join(choices)}{unless}"
+            )
+
+    @property
+    def target(self) -> bool:
+        """Whether the schedule is still to be solved for (`mame_lab.solve`)."""
+        return self.flops is not None or self.speedup is not None
 
     @property
     def depends_on_batch(self) -> bool:
         """Whether the tokens of a sample depend on the other samples of its batch."""
         return False
 
-    def schedule(self, depth: int) -> Schedule:
+    @property
+    def packed(self) -> bool:
+        """Whether a batch runs as one sequence of the tokens of all its samples."""
+        return False
+
+    def schedule_for(self, depth: int) -> Schedule:
         """The tokens that leave in each of `depth` blocks."""
-        return make_schedule(self.r, self.blocks, depth, self.clamp)
+        if self.target:
+            raise MameLabError("mame.flops and mame.speedup are targets: apply what mame_lab.solve makes of them")
+        if self.r is None and not self.adaptive:
+            raise MameLabError(f"mame={self.method} needs a budget: set mame.r, mame.flops or mame.speedup")
+        return make_schedule(self.r, self.blocks, depth, self.clamp, self.schedule or "constant")
 
     def __str__(self) -> str:
         told = {entry.name: getattr(self, entry.name) for entry in fields(self)[1:]}
         return f"{self.method}({', '.join(f'{key}={value}' for key, value in told.items() if value is not None)})"
 
     @abstractmethod
-    def plan(self, x_BNC: Tensor, valid_BN: Tensor | None, prefix: int, leave: int | None) -> MergePlan:
+    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
         """Which tokens become which, in one merge step.
 
         Args:
-            x_BNC: tokens between attention and MLP, the prefix tokens first.
-            valid_BN: False where a token is padding; None: no padding.
-            prefix: number of tokens at the front that never merge (class, register).
+            tokens: what enters the step.
             leave: tokens that leave in every sample; None: the method decides.
         """
 

@@ -2,11 +2,19 @@
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mame_lab.errors import MameLabError
 
 log = logging.getLogger(__name__)
+
+# How many times `r` leaves at a place between the first merging block (0) and the last (1).
+SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda place: 1,
+    "linear": lambda place: 2 - 2 * place,
+    "rising": lambda place: 2 * place,
+}
 
 
 @dataclass(frozen=True)
@@ -44,17 +52,17 @@ class Schedule:
             f"mame.clamp=true"
         )
 
-    def walk(self, patches: int) -> list[int | None]:
+    def walk(self, patches: int, warn: bool = False) -> list[int | None]:
         """The tokens that leave in each block if `patches` patch tokens enter the first; None where the input decides.
 
-        With `clamp`, a list that differs from what was asked for is logged.
+        With `warn`, a list that `clamp` truncated is logged.
         """
         leaving, truncated = [], False
         for block in range(len(self.amounts)):
             leaving.append(self.leaving(block, patches))
             truncated |= leaving[-1] != self._asked(block, patches)
             patches -= leaving[-1] or 0
-        if truncated:
+        if truncated and warn:
             log.warning("mame.clamp=true truncated mame.r to %s", leaving)
         return leaving
 
@@ -64,16 +72,17 @@ class Schedule:
         return math.floor(amount * patches + 1e-9) if isinstance(amount, float) else amount
 
 
-def merging_blocks(blocks: int | list[int] | None, depth: int) -> list[int]:
+def merging_blocks(blocks: int | list[int] | None, depth: int, shape: str = "constant") -> list[int]:
     """The indices of the blocks that merge.
 
     Args:
         blocks: the first n blocks, a list of indices (negative ones count from the end), or None: the first two
-            thirds, rounded down.
+            thirds, rounded down; all of them where the schedule is not constant.
         depth: the number of blocks of the model.
+        shape: the schedule.
     """
     if blocks is None:
-        return list(range(2 * depth // 3))
+        return list(range(2 * depth // 3 if shape == "constant" else depth))
     indices = list(range(blocks)) if isinstance(blocks, int) else [i + depth if i < 0 else i for i in blocks]
     if any(not 0 <= i < depth for i in indices) or len(set(indices)) < len(indices):
         raise MameLabError(
@@ -83,19 +92,44 @@ def merging_blocks(blocks: int | list[int] | None, depth: int) -> list[int]:
     return indices
 
 
-def make_schedule(r, blocks: int | list[int] | None, depth: int, clamp: bool = False) -> Schedule:
+def make_schedule(
+    r, blocks: int | list[int] | None, depth: int, clamp: bool = False, shape: str = "constant"
+) -> Schedule:
     """The schedule of a model with `depth` blocks.
 
     Args:
         r: tokens that leave in every merging block: an int, a fraction in (0, 1) of the patch tokens present, a list
             with one of these for each block of the model, or None: the method decides.
         blocks: see `merging_blocks`; must be None when `r` is a list.
+        shape: one of `SHAPES`: how `r` varies over the merging blocks.
     """
     if isinstance(r, list):
-        if blocks is not None:
-            raise MameLabError(f"mame.blocks={blocks} contradicts mame.r={r}: a list names every block, 0 for none")
+        if blocks is not None or shape != "constant":
+            key = "schedule" if blocks is None else "blocks"
+            value = shape if blocks is None else blocks
+            raise MameLabError(f"mame.{key}={value} contradicts mame.r={r}: a list names every block, 0 for none")
         if len(r) != depth:
             raise MameLabError(f"mame.r={r} has {len(r)} entries: give one for each of the {depth} blocks")
         return Schedule(tuple(r), clamp)
-    chosen = merging_blocks(blocks, depth)
-    return Schedule(tuple(r if block in chosen else 0 for block in range(depth)), clamp)
+    chosen = merging_blocks(blocks, depth, shape)
+    amounts = [r] * len(chosen) if r is None else shaped(r, shape, len(chosen))
+    return over_blocks(amounts, chosen, depth, clamp)
+
+
+def over_blocks(amounts: list, blocks: list[int], depth: int, clamp: bool = False) -> Schedule:
+    """The schedule of `depth` blocks in which the given ones merge these amounts, in the order of depth."""
+    of_block = dict(zip(sorted(blocks), amounts, strict=True))
+    return Schedule(tuple(of_block.get(block, 0) for block in range(depth)), clamp)
+
+
+def shaped(r: float, shape: str, blocks: int) -> list[int | float]:
+    """`r` tokens, or this fraction of them, on average over the merging blocks, in one of `SHAPES`."""
+    amounts = [r * factor for factor in factors(shape, blocks)]
+    if isinstance(r, int):
+        return [round(amount) for amount in amounts]
+    return amounts if shape == "constant" else [min(amount, 0.5) for amount in amounts]
+
+
+def factors(shape: str, blocks: int) -> list[float]:
+    """How many times the average amount leaves in each of the merging blocks."""
+    return [SHAPES[shape](block / max(1, blocks - 1)) for block in range(blocks)]

@@ -1,16 +1,45 @@
 """What one forward pass carries from block to block, as values.
 
-B batch, N tokens, C channels.
+B batch, N tokens, M tokens of all samples, H heads, C channels, D channels of a head.
 """
 
-from contextlib import nullcontext
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mame_lab.merging.attention import Attention
 from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
+from mame_lab.merging.tokens import Tokens
+
+
+class Packing(NamedTuple):
+    """Where the tokens of one packed sequence (1, M, C) lie in padded ones (B, N, C).
+
+    Attributes:
+        index_M: their places in the B * N tokens.
+        lengths: how many each sample has.
+        padded: (B, N).
+        bias_M: the attention bias of each.
+    """
+
+    index_M: Tensor
+    lengths: tuple[int, ...]
+    padded: tuple[int, int]
+    bias_M: Tensor
+
+    def pack(self, x_BNC: Tensor) -> Tensor:
+        return x_BNC.flatten(0, 1)[self.index_M][None]
+
+    def unpack(self, x_1MC: Tensor) -> Tensor:
+        """Padding becomes 0."""
+        batch, tokens = self.padded
+        flat = x_1MC.new_zeros(batch * tokens, x_1MC.shape[2]).index_copy(0, self.index_M, x_1MC[0])
+        return flat.view(batch, tokens, -1)
 
 
 class MergeState(NamedTuple):
@@ -19,35 +48,71 @@ class MergeState(NamedTuple):
     Attributes:
         prefix: tokens at the front that never merge.
         record: keep the plans, which restoring needs; otherwise they are dropped as soon as they are used.
+        pack: run samples of different length as one sequence from the step on in which they become so.
         size_BN1: how many original tokens each token stands for, 0 for padding.
+        origin_BN: the place in the full sequence of the token that each one continues.
         valid_BN: False where a token is padding; None: no padding.
         bias_B11N: additive attention mask: the log of the size of the key (proportional attention), -inf for padding.
+        packing: the layout of the tokens where they are packed; sizes, origins and bias always lie padded.
         plans: the steps so far.
     """
 
     prefix: int
     record: bool = False
+    pack: bool = False
     size_BN1: Tensor | None = None
+    origin_BN: Tensor | None = None
     valid_BN: Tensor | None = None
     bias_B11N: Tensor | None = None
+    packing: Packing | None = None
     plans: tuple[MergePlan, ...] = ()
 
-    def merge(self, method: Method, x_BNC: Tensor, leave: int | None) -> tuple[Tensor, "MergeState"]:
-        """One merge step: the tokens that remain, and the state after it."""
+    def merge(
+        self, method: Method, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None, leave: int | None
+    ) -> tuple[Tensor, MergeState]:
+        """One merge step.
+
+        Args:
+            method: decides which tokens merge.
+            x_BNC: the tokens between attention and MLP.
+            input_BNC: what attention was given.
+            attention: what `attention` gave, where the keys were captured.
+            leave: tokens that leave in every sample; None: the method decides.
+
+        Returns:
+            The tokens that remain, and the state after the step.
+        """
         if leave == 0:
             return x_BNC, self
-        with _full_precision(x_BNC):
-            plan = method.plan(x_BNC, self.valid_BN, self.prefix, leave)
-            size_BN1 = plan.W_BTS.new_ones(*x_BNC.shape[:2], 1) if self.size_BN1 is None else self.size_BN1
-            x_BKC, size_BK1 = plan.merge(x_BNC, size_BN1)
-            bias_B11K = attention_bias(size_BK1, plan.valid_BK, method.prop_attn)
-        if bias_B11K is not None:
-            bias_B11K = bias_B11K.to(x_BKC.dtype)
+        tokens = self._tokens(method, x_BNC, input_BNC, attention)
+        plan, x_BKC, size_BK1, bias_B11K = merge_step(method, tokens, leave)
+        packing = None
+        if self.pack and plan.valid_BK is not None:
+            packing = make_packing(plan.valid_BK, bias_B11K)
+            x_BKC = packing.pack(x_BKC)
+        origin_BK = plan.index_BK if self.origin_BN is None else self.origin_BN.gather(1, plan.index_BK)
         plans = (*self.plans, plan) if self.record else ()
-        return x_BKC, MergeState(self.prefix, self.record, size_BK1, plan.valid_BK, bias_B11K, plans)
+        return x_BKC, MergeState(
+            self.prefix, self.record, self.pack, size_BK1, origin_BK, plan.valid_BK, bias_B11K, packing, plans
+        )
+
+    @property
+    def mask_B11N(self) -> Tensor | None:
+        """The mask that a block's attention is given; packed samples are kept apart by `attention`."""
+        return self.bias_B11N if self.packing is None else None
+
+    def attention(self, capture: bool) -> AbstractContextManager[Attention | None]:
+        """What a block attends in: it keeps packed samples apart and, if `capture`, gives the keys (else None)."""
+        if self.packing is not None:
+            return Attention(self.packing.bias_M, self.packing.lengths)
+        return Attention() if capture else nullcontext()
+
+    def unpack(self, x_BNC: Tensor) -> Tensor:
+        """The tokens in the padded layout (B, N, C), whichever they have."""
+        return x_BNC if self.packing is None else self.packing.unpack(x_BNC)
 
     def restore(self, x_BNC: Tensor) -> Tensor:
-        """MaRe through all recorded steps, back to the full sequence."""
+        """MaRe through all recorded steps, from the padded layout back to the full sequence."""
         with _full_precision(x_BNC):
             for plan in reversed(self.plans):
                 x_BNC = plan.restore(x_BNC)
@@ -60,6 +125,30 @@ class MergeState(NamedTuple):
         size_BN1 = self.size_BN1[:, skip:]
         total_BC = (x_BNC[:, skip:] * size_BN1).sum(1)
         return (total_BC / size_BN1.sum(1)).to(x_BNC.dtype)
+
+    def _tokens(self, method: Method, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None) -> Tokens:
+        x_BNC, input_BNC = self.unpack(x_BNC), self.unpack(input_BNC)
+        size_BN1 = self.size_BN1
+        if size_BN1 is None:
+            size_BN1 = x_BNC.new_ones(*x_BNC.shape[:2], 1, dtype=torch.promote_types(x_BNC.dtype, torch.float32))
+        key_BND = self.unpack(attention.keys[0].mean(1)) if method.needs_keys else None
+        return Tokens(x_BNC, input_BNC, size_BN1, self.prefix, self.valid_BN, key_BND)
+
+
+def merge_step(method: Method, tokens: Tokens, leave: int | None) -> tuple[MergePlan, Tensor, Tensor, Tensor | None]:
+    """All that one merge step computes: the plan, the tokens after it, their sizes, and the attention bias."""
+    with _full_precision(tokens.x_BNC):
+        plan = method.plan(tokens, leave)
+        x_BKC, size_BK1 = plan.merge(tokens.x_BNC, tokens.size_BN1)
+        bias_B11K = attention_bias(size_BK1, plan.valid_BK, method.prop_attn)
+    return plan, x_BKC, size_BK1, None if bias_B11K is None else bias_B11K.to(x_BKC.dtype)
+
+
+def make_packing(valid_BN: Tensor, bias_B11N: Tensor) -> Packing:
+    """The layout that leaves padding out. Costs one synchronisation with the device."""
+    lengths = tuple(valid_BN.sum(1).tolist())
+    index_M = torch.nonzero_static(valid_BN.flatten(), size=sum(lengths))[:, 0]
+    return Packing(index_M, lengths, tuple(valid_BN.shape), bias_B11N.flatten()[index_M])
 
 
 def attention_bias(size_BN1: Tensor, valid_BN: Tensor | None, prop_attn: bool) -> Tensor | None:
@@ -74,7 +163,7 @@ def attention_bias(size_BN1: Tensor, valid_BN: Tensor | None, prop_attn: bool) -
     return bias_BN1.masked_fill(~valid_BN1, float("-inf")).mT[:, None]
 
 
-def _full_precision(x: Tensor):
+def _full_precision(x: Tensor) -> AbstractContextManager:
     """No autocast: weights, sizes and their sums are float32 where half precision would lose mass."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

@@ -1,6 +1,6 @@
 """Model families: one file each says how a model is loaded and where merging goes in.
 
-A family module is imported when first needed. What it has to have: see the public functions of `timm_vit.py`.
+A family module is imported when first needed. What it has to have: see `timm/__init__.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mame_lab.errors import UnsupportedModelError
-from mame_lab.merging import MaMe, Method
+from mame_lab.merging import Method, Ward
 
 if TYPE_CHECKING:
     from torch import nn
 
-# The library that a model's class comes from, and the family that handles it.
-FAMILIES = {"timm": "timm_vit"}
+# The libraries whose models can be merged; each has a module here, its family.
+FAMILIES = ("timm",)
 
 
 def family(name: str) -> ModuleType:
@@ -33,8 +33,8 @@ def family_of(model: nn.Module) -> ModuleType:
         UnsupportedModelError: its class comes from no library of a known family.
     """
     libraries = [base.__module__.split(".")[0] for base in type(model).__mro__]
-    for library, name in FAMILIES.items():
-        if library in libraries:
+    for name in FAMILIES:
+        if name in libraries:
             return family(name)
     raise UnsupportedModelError(
         f"mame_lab cannot merge tokens in {type(model).__module__}.{type(model).__qualname__}: its class is none of "
@@ -47,9 +47,9 @@ def apply(model: nn.Module, method: Method | None = None, **settings) -> nn.Modu
 
     Args:
         model: a supported model (see the README); it keeps its parameters, their names, and its training mode.
-        method: a merge method, such as `MaMe(r=8)`. None: MaMe with the settings that follow.
-        settings: of `MaMe`: `r=8` removes 8 tokens in each of the first two thirds of the blocks, `tau=0.9` merges what
-            is more similar than that. See `MaMe`.
+        method: a merge method, such as `MaMe(tau=0.9)`. None: `Ward` with the settings that follow.
+        settings: of `Ward`: `r=8` removes 8 tokens in each of the first two thirds of the blocks, `tau=0.9` merges what
+            is more similar than that. See `Ward`.
 
     Returns:
         The same model.
@@ -59,8 +59,8 @@ def apply(model: nn.Module, method: Method | None = None, **settings) -> nn.Modu
         MameLabError: (a ValueError) the settings are out of range or do not fit the model; it is left as it was.
     """
     if method is not None and settings:
-        raise TypeError("mame_lab.apply takes a method or the settings of MaMe, not both")
-    family_of(model).attach(model, method or MaMe(**settings))
+        raise TypeError("mame_lab.apply takes a method or the settings of Ward, not both")
+    family_of(model).attach(model, method or Ward(**settings))
     return model
 
 
@@ -74,6 +74,12 @@ def depends_on_batch(model: nn.Module) -> bool:
     """Whether merging in the model makes a sample's cost depend on its batch."""
     method = vars(model).get("method")
     return method is not None and method.depends_on_batch
+
+
+def adapts(model: nn.Module) -> bool:
+    """Whether the number of tokens that leave depends on the images."""
+    method = vars(model).get("method")
+    return method is not None and method.r is None
 
 
 def twin(model: nn.Module) -> nn.Module:

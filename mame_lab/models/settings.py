@@ -18,7 +18,7 @@ class ModelSettings:
         args: further arguments of the model's constructor.
     """
 
-    family: str = "timm_vit"
+    family: str = "timm"
     name: str = "???"
     pretrained: bool = True
     weights: str | None = None

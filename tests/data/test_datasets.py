@@ -34,6 +34,6 @@ def test_bad_settings_are_named(name, key, value):
 
 
 def test_importing_the_settings_imports_nothing_heavy():
-    heavy = ["torch", "torchvision", "lightning", "timm", "sklearn"]
+    heavy = ["torch", "torchvision", "lightning", "timm", "sklearn", "skimage"]
     code = f"import sys, mame_lab.data, mame_lab.data.preprocessing; print(set({heavy}) & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -1,4 +1,4 @@
-"""What must hold for one merge step, for every way MaMe has to choose."""
+"""What must hold for one merge step, for every way there is to choose the tokens that leave."""
 
 import oracle
 import pytest
@@ -6,97 +6,196 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mame_lab.merging import MaMe
+from mame_lab.merging import Drop, MaMe, Method, ToMe, Ward
+from mame_lab.merging.attention import Attention
 from mame_lab.merging.matching import threshold_weights
 from mame_lab.merging.plan import make_plan
 from mame_lab.merging.state import MergeState, attention_bias
+from mame_lab.merging.tokens import Tokens
 
-METHODS = {
-    "adaptive": (MaMe(tau=0.2), None),
-    "adaptive, one copy": (MaMe(tau=0.9), None),
-    "union": (MaMe(tau=0.2, batch="union"), None),
-    "budget": (MaMe(r=3), 3),
-    "budget, spread": (MaMe(r=3, tau=0.1), 3),
-    "budget, all sources": (MaMe(r=0.5), "all"),
+# A method, and the number of tokens that leave ("all": all sources).
+ADAPTIVE = {
+    "paper": (MaMe(tau=0.2), None),
+    "paper, one copy": (MaMe(tau=0.9), None),
+    "ward": (Ward(tau=0.2), None),
+    "ward, few": (Ward(tau=0.7), None),
 }
+BUDGETS = {
+    "paper, budget": (MaMe(r=3), 3),
+    "paper, spread": (MaMe(r=3, tau=0.1), 3),
+    "paper, spread, all": (MaMe(r=0.5, tau=0.7), "all"),
+    "ward, budget": (Ward(r=3), 3),
+    "ward, all": (Ward(r=0.5), "all"),
+    "tome": (ToMe(r=3), 3),
+}
+UNION = {"paper, union": (MaMe(tau=0.2, batch="union"), None), "ward, union": (Ward(tau=0.1, batch="union"), None)}
+MERGING = ADAPTIVE | BUDGETS | UNION
+EVERY = MERGING | {"drop": (Drop(r=3), 3)}
+
+
+def rand(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 @st.composite
-def steps(draw):
-    """Random tokens with uneven sizes, and a method with the number of tokens that leave."""
-    method, leave = METHODS[draw(st.sampled_from(sorted(METHODS)))]
+def steps(draw, cases=EVERY):
+    """A method, the number of tokens that leave, and tokens with uneven sizes, unlike their keys and inputs."""
+    method, leave = cases[draw(st.sampled_from(sorted(cases)))]
     prefix, patches = draw(st.integers(0, 3)), draw(st.integers(6, 17))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
-    shape = draw(st.integers(1, 3)), prefix + patches, 4
-    x_BNC = torch.randn(shape, generator=generator, dtype=torch.float64)
-    size_BN1 = 1 + torch.rand(*shape[:2], 1, generator=generator, dtype=torch.float64) * 3
-    return method, patches // 2 if leave == "all" else leave, prefix, x_BNC, size_BN1
+    shape = draw(st.integers(1, 3)), prefix + patches
+    size_BN1 = 1 + torch.rand(*shape, 1, generator=generator, dtype=torch.float64) * 3
+    x_BNC, input_BNC, key_BND = rand(generator, *shape, 4), rand(generator, *shape, 4), rand(generator, *shape, 3)
+    tokens = Tokens(x_BNC, input_BNC, size_BN1, prefix, key_BND=key_BND)
+    return method, patches // 2 if leave == "all" else leave, tokens
 
 
-@settings(max_examples=80, deadline=None)
+def plain(x: torch.Tensor, prefix: int = 0, valid: torch.Tensor | None = None) -> Tokens:
+    """Tokens of size 1 that are their own inputs and keys."""
+    return Tokens(x, x, torch.ones(*x.shape[:2], 1, dtype=x.dtype), prefix, valid, x)
+
+
+def columns(method: Method, leave: int | None, tokens: Tokens, sample: int) -> dict[int, list[float]]:
+    """For each source of a sample that leaves, its weights over the targets, by the oracle."""
+    tau = getattr(method, "tau", None)
+    if isinstance(method, Ward):
+        sizes = tokens.size_BN1[sample, :, 0].tolist()
+        similarities = oracle.ward_similarities(tokens.input_BNC[sample].tolist(), sizes, tokens.prefix)
+    else:
+        compared = tokens.key_BND if isinstance(method, ToMe) else tokens.x_BNC
+        similarities = oracle.cosine_similarities(compared[sample].tolist(), tokens.prefix)
+    spread = isinstance(method, MaMe) and tau is not None
+    return {
+        s: oracle.paper_column(similarities[s], tau) if spread else oracle.nearest_column(similarities[s])
+        for s in oracle.leaving(similarities, tau, leave)
+    }
+
+
+@settings(max_examples=150, deadline=None)
 @given(steps())
-def test_mass_is_kept_and_prefix_is_untouched(step):
-    method, leave, prefix, x, size = step
-    plan = method.plan(x, None, prefix, leave)
-    y, y_size = plan.merge(x, size)
-    torch.testing.assert_close(y_size.sum(1), size.sum(1), rtol=1e-12, atol=0)
-    torch.testing.assert_close((y_size * y).sum(1), (size * x).sum(1), rtol=1e-11, atol=1e-11)
-    assert torch.equal(y[:, :prefix], x[:, :prefix])
-    assert torch.equal(y_size[:, :prefix], size[:, :prefix])
+def test_prefix_is_untouched_and_the_right_number_leaves(step):
+    method, leave, tokens = step
+    plan = method.plan(tokens, leave)
+    y, size = plan.merge(tokens.x_BNC, tokens.size_BN1)
+    assert torch.equal(y[:, : tokens.prefix], tokens.x_BNC[:, : tokens.prefix])
+    assert torch.equal(size[:, : tokens.prefix], tokens.size_BN1[:, : tokens.prefix])
+    assert y.shape[1] == plan.tokens().max()
     if leave is not None:
-        assert y.shape[1] == x.shape[1] - leave
+        assert plan.valid_BK is None
+        assert y.shape[1] == tokens.x_BNC.shape[1] - leave
+    unmoved = plan.W_BKR.sum(2) == 0 if plan.valid_BK is None else (plan.W_BKR.sum(2) == 0) & plan.valid_BK
+    places = plan.index_BK[unmoved]
+    samples = torch.arange(len(y))[:, None].expand_as(plan.index_BK)[unmoved]
+    assert torch.equal(y[unmoved], tokens.x_BNC[samples, places])
 
 
-@settings(max_examples=80, deadline=None)
-@given(steps())
-def test_agrees_with_the_loop_of_the_paper(step):
-    method, leave, prefix, x, size = step
-    if method.batch == "union":
-        x, size = x[:1], size[:1]
-    plan = method.plan(x, None, prefix, leave)
-    y, y_size = plan.merge(x, size)
+@settings(max_examples=100, deadline=None)
+@given(steps(MERGING))
+def test_sizes_are_kept_and_size_times_token_where_the_norm_is_not(step):
+    method, leave, tokens = step
+    plan = method.plan(tokens, leave)
+    assert plan.keep_norm == (0.5 if isinstance(method, Ward) else 0)
+    y, size = plan._replace(keep_norm=0.0).merge(tokens.x_BNC, tokens.size_BN1)
+    torch.testing.assert_close(size.sum(1), tokens.size_BN1.sum(1), rtol=1e-12, atol=0)
+    mass_BC = (tokens.size_BN1 * tokens.x_BNC).sum(1)
+    torch.testing.assert_close((size * y).sum(1), mass_BC, rtol=1e-11, atol=1e-11)
+    kept, kept_size = plan._replace(keep_norm=1.0).merge(tokens.x_BNC, tokens.size_BN1)
+    assert torch.equal(kept_size, size)
+    norm_B1 = (tokens.size_BN1 * tokens.x_BNC.norm(dim=2, keepdim=True)).sum(1)
+    torch.testing.assert_close((size * kept.norm(dim=2, keepdim=True)).sum(1), norm_B1, rtol=1e-11, atol=1e-11)
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps(MERGING))
+def test_agrees_with_the_loops(step):
+    method, leave, tokens = step
+    if method.depends_on_batch:
+        tokens = Tokens(*(each if each is None or isinstance(each, int) else each[:1] for each in tokens))
+    plan = method.plan(tokens, leave)
+    y, y_size = plan.merge(tokens.x_BNC, tokens.size_BN1)
     restored = plan.restore(y)
-    for b in range(len(x)):
-        arguments = (prefix, method.tau, leave)
-        tokens, sizes, stays = oracle.merge(x[b].tolist(), size[b, :, 0].tolist(), *arguments)
-        k = len(tokens)
+    for b, x in enumerate(tokens.x_BNC):
+        going = columns(method, leave, tokens, b)
+        sizes = tokens.size_BN1[b, :, 0].tolist()
+        rows, merged_sizes, stays = oracle.merge(x.tolist(), sizes, tokens.prefix, going, plan.keep_norm)
+        k = len(rows)
         assert plan.tokens()[b] == k
         assert plan.index_BK[b, :k].tolist() == stays
-        torch.testing.assert_close(y[b, :k], x.new_tensor(tokens), rtol=1e-11, atol=1e-11)
-        torch.testing.assert_close(y_size[b, :k, 0], x.new_tensor(sizes), rtol=1e-11, atol=1e-11)
+        assert plan.source_BR[b, : len(going)].tolist() == sorted(going)
+        torch.testing.assert_close(y[b, :k], x.new_tensor(rows), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(y_size[b, :k, 0], x.new_tensor(merged_sizes), rtol=1e-11, atol=1e-11)
         assert (y_size[b, k:] == 0).all()
-        full = oracle.restore(tokens, stays, x[b].tolist(), *arguments)
+        full = oracle.restore(rows, stays, tokens.prefix, going)
         torch.testing.assert_close(restored[b], x.new_tensor(full), rtol=1e-11, atol=1e-11)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(steps())
 def test_dense_matrix_is_the_step(step):
-    method, leave, prefix, x, size = step
-    plan = method.plan(x, None, prefix, leave)
-    y, y_size = plan.merge(x, size)
+    method, leave, tokens = step
+    plan = method.plan(tokens, leave)
+    x, size = tokens.x_BNC, tokens.size_BN1
+    y, y_size = plan._replace(keep_norm=0.0).merge(x, size)
     matrix = plan.matrix()
     torch.testing.assert_close(matrix @ size, y_size)
     torch.testing.assert_close(matrix @ (size * x), y_size * y)
     torch.testing.assert_close(matrix.mT @ (y * (y_size > 0)), plan.restore(y))
 
 
-@settings(max_examples=40, deadline=None)
-@given(steps())
+def advance(state: MergeState, method: Method, x: torch.Tensor, leave: int | None) -> tuple[torch.Tensor, MergeState]:
+    """One step of a state on tokens that are their own inputs and the keys of one head."""
+    attention = Attention()
+    attention.keys.append(state.packing.pack(x)[:, None] if state.packing else x[:, None])
+    return state.merge(method, x, x, attention, leave)
+
+
+@settings(max_examples=60, deadline=None)
+@given(steps(MERGING))
 def test_two_steps_compose(step):
     """The second step meets padding; sizes, mass and restoration go through both."""
-    method, leave, prefix, x, _ = step
+    method, leave, tokens = step
+    x, prefix = tokens.x_BNC, tokens.prefix
     if leave is not None:
         leave = min(leave, (x.shape[1] - leave - prefix) // 2)
     state = MergeState(prefix, record=True)
-    y, state = state.merge(method, x, leave)
-    y, state = state.merge(method, y, leave)
+    y, state = advance(state, method, x, leave)
+    y, state = advance(state, method, y, leave)
     product = state.plans[1].matrix() @ state.plans[0].matrix()
     ones = torch.ones(*x.shape[:2], 1, dtype=torch.float64)
     torch.testing.assert_close(product @ ones, state.size_BN1)
-    torch.testing.assert_close(product @ x, state.size_BN1 * y)
+    if not isinstance(method, Ward):
+        torch.testing.assert_close(product @ x, state.size_BN1 * y)
     torch.testing.assert_close(product.mT @ y.nan_to_num(), state.restore(y))
     torch.testing.assert_close(state.restore(y)[:, prefix:].mean(1), state.mean(y, prefix))
+
+
+@settings(max_examples=80, deadline=None)
+@given(steps(ADAPTIVE | BUDGETS), st.data())
+def test_padding_never_matters(step, data):
+    """Whatever stands in the padding, every sample merges as it does alone, and padding stays padding."""
+    method, leave, tokens = step
+    batch, longest = tokens.x_BNC.shape[:2]
+    fewest = tokens.prefix + 2 * (leave or 1)
+    lengths = data.draw(st.lists(st.integers(min(fewest, longest), longest), min_size=batch, max_size=batch))
+    valid_BN = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    garbage = [torch.where(valid_BN[..., None], each, 7 * each.flip(1)) for each in (tokens[0], tokens[1], tokens[5])]
+    size_BN1 = tokens.size_BN1 * valid_BN[..., None]
+    padded = Tokens(garbage[0], garbage[1], size_BN1, tokens.prefix, valid_BN, garbage[2])
+    plan = method.plan(padded, leave)
+    y, size = plan.merge(padded.x_BNC, padded.size_BN1)
+    restored = plan.restore(y)
+    for b, n in enumerate(lengths):
+        x, inputs, sizes, keys = (each[b : b + 1, :n] for each in (tokens[0], tokens[1], tokens[2], tokens[5]))
+        alone = method.plan(Tokens(x, inputs, sizes, tokens.prefix, key_BND=keys), leave)
+        expected, expected_size = alone.merge(x, sizes)
+        k, r = expected.shape[1], alone.source_BR.shape[1]
+        assert plan.tokens()[b] == k
+        assert torch.equal(plan.index_BK[b, :k], alone.index_BK[0])
+        assert torch.equal(plan.source_BR[b, :r], alone.source_BR[0])
+        torch.testing.assert_close(y[b, :k], expected[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(size[b, :k], expected_size[0], rtol=1e-12, atol=0)
+        assert (size[b, k:] == 0).all()
+        torch.testing.assert_close(restored[b, :n], alone.restore(expected)[0], rtol=1e-12, atol=1e-12)
 
 
 def copies(prefix: int, kinds: int, patches: int, batch: int = 2) -> torch.Tensor:
@@ -110,15 +209,34 @@ def copies(prefix: int, kinds: int, patches: int, batch: int = 2) -> torch.Tenso
 
 
 @pytest.mark.parametrize(
-    "method", [MaMe(tau=1 - 1e-9), MaMe(tau=0.99, batch="union"), MaMe(r=4), MaMe(r=4, tau=0.99)], ids=repr
+    "method",
+    [
+        MaMe(tau=1 - 1e-9),
+        MaMe(tau=0.99, batch="union"),
+        MaMe(r=4),
+        MaMe(r=4, tau=0.99),
+        Ward(tau=1 - 1e-9),
+        Ward(r=4),
+        ToMe(r=4),
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("prefix", [0, 1, 5])
 def test_restore_inverts_the_merge_of_copies(method, prefix):
     x = copies(prefix, kinds=4, patches=21)
     state = MergeState(prefix, record=True)
-    y, state = state.merge(method, x, method.r)
+    y, state = advance(state, method, x, method.r)
     assert y.shape[1] < x.shape[1]
     torch.testing.assert_close(state.restore(y), x, rtol=1e-13, atol=1e-13)
+
+
+def test_ward_of_two_plain_tokens_is_their_cosine():
+    """Of size 1 and mean norm; heavier tokens move less readily, by the harmonic mean of their sizes."""
+    x = torch.nn.functional.normalize(rand(torch.Generator().manual_seed(0), 2, 9, 5), dim=-1) * 3
+    ward, cosine = Ward(tau=0).similarity(plain(x, 1)), MaMe(tau=0).similarity(plain(x, 1))
+    torch.testing.assert_close(ward, cosine, rtol=1e-12, atol=1e-12)
+    heavy = plain(x, 1)._replace(size_BN1=torch.full((2, 9, 1), 4.0, dtype=torch.float64))
+    torch.testing.assert_close(1 - Ward(tau=0).similarity(heavy), 4 * (1 - cosine), rtol=1e-12, atol=1e-12)
 
 
 def test_column_that_is_flat_keeps_all_its_targets():
@@ -129,84 +247,143 @@ def test_column_that_is_flat_keeps_all_its_targets():
     assert W[0, :, 2].tolist() == [0, 0, 0]
 
 
-def test_union_keeps_what_any_sample_needs():
+@pytest.mark.parametrize("method", [MaMe, Ward])
+def test_union_keeps_what_any_sample_needs(method):
     x = copies(1, kinds=3, patches=15, batch=3)
     generator = torch.Generator().manual_seed(0)
     x[2] = torch.randn(x.shape[1:], generator=generator, dtype=torch.float64)
-    alone = MaMe(tau=0.999, batch="union").plan(x[:2], None, 1, None)
-    together = MaMe(tau=0.999, batch="union").plan(x, None, 1, None)
+    union = method(tau=0.999, batch="union")
+    alone, together = union.plan(plain(x[:2], 1), None), union.plan(plain(x, 1), None)
     assert together.valid_BK is None
     assert alone.index_BK.shape[1] < together.index_BK.shape[1] == x.shape[1]
+    each = [method(tau=0.999).plan(plain(x[b : b + 1], 1), None).source_BR[0].tolist() for b in (0, 1)]
+    assert alone.source_BR.tolist() == [sorted(set(each[0]) & set(each[1]))] * 2
 
 
-def test_ties_go_to_the_lower_index():
-    x = torch.ones(2, 11, 3, dtype=torch.float64)
-    plan = MaMe(r=2).plan(x, None, 1, 2)
-    assert plan.merged_BS.nonzero()[:, 1].tolist() == [0, 1, 0, 1]
-    assert plan.W_BTS.sum(2)[:, 0].tolist() == [2, 2]
+@pytest.mark.parametrize("method", [MaMe(r=2), Ward(r=2), ToMe(r=2)], ids=str)
+def test_ties_go_to_the_lower_index(method):
+    plan = method.plan(plain(torch.ones(2, 11, 3, dtype=torch.float64), 1), 2)
+    assert plan.source_BR.tolist() == [[2, 4], [2, 4]]
+    assert plan.W_BKR.sum(2).tolist() == [[0, 2, 0, 0, 0, 0, 0, 0, 0]] * 2
 
 
-def test_nan_tokens_keep_static_shapes():
+@pytest.mark.parametrize("method", [MaMe, Ward])
+def test_what_stands_on_the_threshold_stays(method):
+    """A token merges when it is more similar than tau: copies are 1, and 0 is what the orthogonal are."""
+    x = torch.eye(4, dtype=torch.float64)[None]
+    assert method(tau=0).plan(plain(x), None).tokens().item() == 4
+    assert method(tau=-1e-6).plan(plain(x), None).tokens().item() == 2
+
+
+@pytest.mark.parametrize("method", [MaMe(r=2), MaMe(r=2, tau=0.5), Ward(r=2), ToMe(r=2), Drop(r=2)], ids=str)
+def test_nan_tokens_keep_static_shapes(method):
     """A diverged model must show as NaN, not as an index error."""
-    x = torch.full((1, 9, 3), float("nan"))
-    y, _ = MergeState(1).merge(MaMe(r=2), x, 2)
+    y, _ = advance(MergeState(1), method, torch.full((1, 9, 3), float("nan")), 2)
     assert y.shape == (1, 7, 3)
     assert y.isnan().all()
 
 
+@pytest.mark.parametrize("method", [MaMe(tau=0.5), Ward(tau=0.5)], ids=str)
+def test_nan_in_one_sample_leaves_the_others_alone(method):
+    x = rand(torch.Generator().manual_seed(0), 2, 15, 3)
+    x[0] = float("nan")
+    y, state = advance(MergeState(1), method, x, None)
+    alone, alone_state = advance(MergeState(1), method, x[1:], None)
+    k = alone.shape[1]
+    assert state.valid_BN.sum(1).tolist() == [15, k]
+    torch.testing.assert_close(y[1:, :k], alone)
+    torch.testing.assert_close(state.size_BN1[1:, :k], alone_state.size_BN1)
+    assert y[0].isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("method", "leave"), [(MaMe(tau=0.5), None), (MaMe(r=9, tau=0.0), 9)], ids=["adaptive", "budget"]
+    ("method", "leave"),
+    [(MaMe(tau=0.5), None), (MaMe(r=9, tau=0.0), 9), (ToMe(r=9), 9), (Ward(tau=0.2), None), (Ward(r=9), 9)],
+    ids=str,
 )
 def test_half_precision_keeps_mass(dtype, method, leave):
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(1, 1, 32, generator=generator) + 0.7 * torch.randn(2, 99, 32, generator=generator)).to(dtype)
     y, state = x, MergeState(1)
     for _ in range(3):
-        y, state = state.merge(method, y, leave)
+        y, state = advance(state, method, y, leave)
     assert y.dtype == state.bias_B11N.dtype == dtype
     assert state.size_BN1.dtype == torch.float32
     assert y.shape[1] < 80
     torch.testing.assert_close(state.size_BN1.sum(1), torch.full((2, 1), 99.0), rtol=1e-5, atol=0)
-    error = (state.size_BN1 * y.float()).mean(1) - x.float().mean(1) * 99 / y.shape[1]
-    assert error.norm() < 3 * torch.finfo(dtype).eps * x.float().mean(1).norm() * 99 / y.shape[1]
+    if not isinstance(method, Ward):
+        error = (state.size_BN1 * y.float()).mean(1) - x.float().mean(1) * 99 / y.shape[1]
+        assert error.norm() < 3 * torch.finfo(dtype).eps * x.float().mean(1).norm() * 99 / y.shape[1]
 
 
-def test_autocast_keeps_mass_and_restores():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("method", "leave"), [(MaMe(tau=0.5), None), (ToMe(r=9), 9), (Ward(tau=0.2), None), (Ward(r=9), 9)], ids=str
+)
+def test_half_precision_selects_what_single_precision_does(dtype, method, leave):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(1, 1, 32, generator=generator) + 0.7 * torch.randn(2, 99, 32, generator=generator)).to(dtype)
+    half, single = method.plan(plain(x, 1), leave), method.plan(plain(x.float(), 1), leave)
+    assert torch.equal(half.index_BK, single.index_BK)
+    assert torch.equal(half.W_BKR, single.W_BKR)
+    size = torch.ones(2, 99, 1)
+    y, expected = half.merge(x, size)[0].float(), single.merge(x.float(), size)[0]
+    torch.testing.assert_close(y, expected, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("method", [MaMe(tau=0.5), Ward(tau=0.5)], ids=str)
+def test_autocast_keeps_mass_and_restores(method):
     x = copies(1, kinds=4, patches=41).float() + 0.1 * torch.randn(2, 42, 6, generator=torch.Generator().manual_seed(0))
-    expected, plain = MergeState(1, record=True).merge(MaMe(tau=0.5), x, None)
+    expected, plain = advance(MergeState(1, record=True), method, x, None)
     with torch.autocast("cpu", torch.bfloat16):
-        y, state = MergeState(1, record=True).merge(MaMe(tau=0.5), x, None)
+        y, state = advance(MergeState(1, record=True), method, x, None)
         restored = state.restore(y)
     assert torch.equal(state.size_BN1, plain.size_BN1)
     assert torch.equal(y, expected)
     assert torch.equal(restored, plain.restore(expected))
 
 
-@pytest.mark.parametrize("tau", [-0.5, 0.1])
-def test_gradients_are_those_of_the_merge(tau):
+@pytest.mark.parametrize(
+    ("method", "leave"),
+    [
+        (MaMe(tau=-0.5), None),
+        (MaMe(tau=0.1), None),
+        (MaMe(r=2, tau=0.1), 2),
+        (Ward(tau=0.2), None),
+        (Ward(r=2), 2),
+        (ToMe(r=2), 2),
+        (Drop(r=2), 2),
+    ],
+    ids=str,
+)
+def test_gradients_are_those_of_the_merge(method, leave):
     """gradcheck in float64, away from the thresholds: tokens, sizes and the attention bias."""
     torch.manual_seed(3)
     x = torch.randn(2, 8, 3, dtype=torch.float64, requires_grad=True)
+    sizes = torch.full((2, 8, 1), 1.5, dtype=torch.float64)
 
     def step(x):
-        plan = MaMe(tau=tau).plan(x, None, 1, None)
-        y, size = plan.merge(x, torch.full((2, 8, 1), 1.5, dtype=torch.float64))
+        torch.manual_seed(0)
+        plan = method.plan(Tokens(x, x, sizes, 1, key_BND=x), leave)
+        y, size = plan.merge(x, sizes)
         valid = size[..., 0] > 0
         bias = attention_bias(size, plan.valid_BK, prop_attn=True)
         return y * valid[..., None], size, bias.masked_fill(bias.isinf(), 0), plan.restore(y)
 
     assert torch.autograd.gradcheck(step, x)
+    assert step(x)[1].requires_grad == (isinstance(method, MaMe) and method.tau is not None)
 
 
-def test_padding_has_finite_gradients():
+@pytest.mark.parametrize("method", [MaMe(tau=0.8), Ward(tau=0.8)], ids=str)
+def test_padding_has_finite_gradients(method):
     torch.manual_seed(0)
     x = torch.randn(1, 1, 4) + torch.tensor([0.5, 1.0, 3.0]).view(3, 1, 1) * torch.randn(3, 21, 4)
     x.requires_grad_()
-    y, state = MergeState(0).merge(MaMe(tau=0.8), x, None)
+    y, state = advance(MergeState(0), method, x, None)
     assert state.valid_BN is not None
     assert not state.valid_BN.all()
-    assert state.size_BN1.requires_grad
+    assert state.size_BN1.requires_grad == isinstance(method, MaMe)
     attention = (y @ y.mT + state.bias_B11N[:, 0]).softmax(-1)
     (attention @ y).square().sum().backward()
     assert x.grad.isfinite().all()
@@ -214,10 +391,38 @@ def test_padding_has_finite_gradients():
 
 
 def test_plan_of_no_merge_is_the_identity():
-    W = torch.zeros(2, 4, 3)
-    plan = make_plan(W, None, 2, None)
     x = torch.randn(2, 9, 5)
+    plan = make_plan(plain(x, 2), torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 4, 3), None, keep_norm=0.5)
     y, size = plan.merge(x, torch.ones(2, 9, 1))
     assert torch.equal(x, y)
     assert (size == 1).all()
     assert torch.equal(plan.restore(y), x)
+
+
+def test_dropping_keeps_the_others_and_loses_the_dropped():
+    x = rand(torch.Generator().manual_seed(0), 3, 12, 4)
+    torch.manual_seed(0)
+    y, state = advance(MergeState(2, record=True), Drop(r=3), x, 3)
+    (plan,) = state.plans
+    for b in range(3):
+        left = plan.source_BR[b].tolist()
+        assert set(left) <= set(range(3, 12, 2))
+        stays = [n for n in range(12) if n not in left]
+        assert torch.equal(y[b], x[b, stays])
+        assert (state.size_BN1[b] == 1).all()
+        restored = state.restore(y)[b]
+        assert torch.equal(restored[stays], x[b, stays])
+        assert (restored[left] == 0).all()
+    assert state.bias_B11N is None
+
+
+def test_dropping_is_drawn_anew_for_every_sample_and_pass():
+    tokens = plain(torch.randn(8, 41, 4), 1)
+    torch.manual_seed(0)
+    first, second = (Drop(r=4).plan(tokens, 4).source_BR for _ in range(2))
+    assert not torch.equal(first, second)
+    assert len({tuple(row.tolist()) for row in first}) > 4
+    torch.manual_seed(0)
+    assert torch.equal(Drop(r=4).plan(tokens, 4).source_BR, first)
+    every = torch.cat([Drop(r=4).plan(tokens, 4).source_BR for _ in range(20)])
+    assert set(every.flatten().tolist()) == set(range(2, 41, 2))

@@ -2,7 +2,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mame_lab import MameLabError
-from mame_lab.merging import MaMe
+from mame_lab.merging import METHODS, Drop, MaMe, ToMe, Ward
 from mame_lab.merging.schedule import make_schedule
 
 
@@ -20,10 +20,30 @@ from mame_lab.merging.schedule import make_schedule
         ({"tau": 1}, 3, 64, [0, 0, 0]),
         ({"r": 0.29, "blocks": 1}, 2, 100, [29, 0]),
         ({"r": 16, "blocks": 12, "clamp": True}, 12, 196, [16] * 11 + [10]),
+        ({"r": 6, "schedule": "linear"}, 4, 64, [12, 8, 4, 0]),
+        ({"r": 6, "schedule": "rising", "blocks": 3}, 4, 64, [0, 6, 12, 0]),
+        ({"r": 6, "schedule": "rising", "blocks": [-1, 1]}, 4, 64, [0, 0, 0, 12]),
+        ({"r": 0.3, "schedule": "rising"}, 3, 100, [0, 30, 35]),
     ],
 )
 def test_tokens_that_leave(settings, depth, patches, leaving):
-    assert MaMe(**settings).schedule(depth).walk(patches) == leaving
+    assert MaMe(**settings).schedule_for(depth).walk(patches) == leaving
+
+
+@pytest.mark.parametrize(
+    ("settings", "leaving"),
+    [
+        ({}, [None] * 4),
+        ({"tau": 0.9, "batch": "packed"}, [None] * 4),
+        ({"tau": 0.9, "blocks": 1}, [None, 0, 0, 0]),
+        ({"blocks": 0}, [0] * 4),
+        ({"tau": 1}, [0] * 4),
+        ({"r": 0}, [0] * 4),
+        ({"r": 8}, [8, 8, 0, 0]),
+    ],
+)
+def test_ward_without_a_budget_merges_in_all_blocks(settings, leaving):
+    assert Ward(**settings).schedule_for(4).walk(64) == leaving
 
 
 def test_too_large_names_the_block_and_the_way_out():
@@ -33,10 +53,14 @@ def test_too_large_names_the_block_and_the_way_out():
 
 
 def test_clamp_says_what_results(caplog):
-    make_schedule(0.7, 1, 2, clamp=True).walk(100)
+    make_schedule(0.7, 1, 2, clamp=True).walk(100, warn=True)
     assert "[50, 0]" in caplog.text
-    make_schedule(16, 12, 12, clamp=True).walk(196)
+    make_schedule(16, 12, 12, clamp=True).walk(196, warn=True)
     assert "[16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 10]" in caplog.text
+    caplog.clear()
+    make_schedule(16, 12, 12, clamp=True).walk(196)
+    make_schedule(8, 12, 12, clamp=True).walk(196, warn=True)
+    assert not caplog.text
 
 
 @pytest.mark.parametrize(
@@ -60,6 +84,19 @@ def test_values_out_of_range_name_the_key(settings, named):
 
 
 @pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Ward(r=8, tau=0.9), r"mame.r=8 and mame.tau=0.9 exclude each other for mame=ward"),
+        (lambda: ToMe().schedule_for(4), "mame=tome needs a budget: set mame.r"),
+        (lambda: Drop(blocks=2).schedule_for(4), "mame=drop needs a budget: set mame.r"),
+    ],
+)
+def test_what_a_method_cannot_do_names_it(make, named):
+    with pytest.raises(MameLabError, match=named):
+        make()
+
+
+@pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"r": [1, 2]}, "has 2 entries"),
@@ -71,8 +108,11 @@ def test_values_out_of_range_name_the_key(settings, named):
 )
 def test_what_does_not_fit_the_model_names_the_key(settings, named):
     with pytest.raises(MameLabError, match=named):
-        MaMe(**settings).schedule(3)
+        MaMe(**settings).schedule_for(3)
 
 
-def test_defaults_are_those_of_the_dataclass():
-    assert OmegaConf.to_object(OmegaConf.structured(MaMe)) == MaMe()
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_are_those_of_the_dataclass(name):
+    method = METHODS[name]
+    assert OmegaConf.to_object(OmegaConf.structured(method)) == method()
+    assert method().method == name

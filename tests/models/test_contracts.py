@@ -9,113 +9,170 @@ from families import DEPTH, FAMILIES, GRID, build, copies, images
 from torch import nn
 
 import mame_lab
-from mame_lab.merging import MaMe
-from mame_lab.models import unmerged_twin
+from mame_lab.merging import Drop, MaMe, Method, ToMe, Ward
+from mame_lab.models import family_of, unmerged_twin
 
-pytestmark = pytest.mark.parametrize("family", FAMILIES)
+BUDGETS = {
+    "ward, budget": Ward(r=5),
+    "paper, budget": MaMe(r=5),
+    "paper, spread": MaMe(r=0.1, tau=0.5),
+    "tome": ToMe(r=5),
+}
+SINGLES = BUDGETS | {"ward": Ward(tau=0.8), "paper": MaMe(tau=0.85, blocks=DEPTH)}
+ALL = SINGLES | {
+    "packed": Ward(tau=0.8, batch="packed"),
+    "union": MaMe(tau=0.3, batch="union", blocks=DEPTH),
+    "drop": Drop(r=5),
+}
+# The two that look at all there is to see go with every family, the others with one of each way to pool.
+EVERYWHERE = ("ward", "tome")
+POOLINGS = ("registers", "vit_avg", "siglip")
 
-BUDGETS = {"budget": MaMe(r=5), "budget, spread": MaMe(r=0.1, tau=0.5)}
-ADAPTIVE = {"adaptive": MaMe(tau=0.8, blocks=DEPTH)}
-SINGLES = BUDGETS | ADAPTIVE
-ALL = SINGLES | {"union": MaMe(tau=0.3, batch="union", blocks=DEPTH)}
+every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def every(methods):
-    return pytest.mark.parametrize("method", methods.values(), ids=methods.keys())
+def every(methods: dict[str, Method], everywhere: tuple[str, ...] = EVERYWHERE):
+    return pytest.mark.parametrize(
+        ("family", "method"),
+        [
+            pytest.param(family, method, id=f"{family}-{name}")
+            for family in FAMILIES
+            for name, method in methods.items()
+            if family in POOLINGS or name in everywhere
+        ],
+    )
 
 
 @torch.no_grad()
-def forward(model: nn.Module, x: torch.Tensor, method: MaMe | None = None) -> torch.Tensor:
+def forward(model: nn.Module, x: torch.Tensor, method: Method | None = None) -> torch.Tensor:
+    torch.manual_seed(0)
     return (model if method is None else mame_lab.apply(model, method))(x)
 
 
-class Spy(MaMe):
+class Spy(Drop):
     """Records the tokens that enter the first merge."""
 
-    def plan(self, x_BNC, valid_BN, prefix, leave):
+    def plan(self, tokens, leave):
         if not hasattr(self, "seen"):
-            self.seen = x_BNC.detach().clone()
-        return super().plan(x_BNC, valid_BN, prefix, leave)
+            self.seen = tokens
+        return super().plan(tokens, leave)
 
 
-@pytest.mark.parametrize("settings", [{"r": 0}, {"tau": 1}, {"r": [0] * DEPTH}, {"blocks": 0}], ids=repr)
-def test_off_is_the_plain_model(family, settings):
+@every(
+    {
+        "r": Ward(r=0),
+        "tau": Ward(tau=1),
+        "list": Ward(r=[0] * DEPTH),
+        "blocks": Ward(blocks=0),
+        "paper, r": MaMe(r=0),
+        "paper, tau": MaMe(tau=1, batch="union"),
+        "tome": ToMe(r=0),
+        "drop": Drop(r=5, blocks=0),
+    },
+    everywhere=("r", "tau"),
+)
+def test_off_is_the_plain_model(family, method):
     model, x = build(family), images()
     expected = forward(model, x)
-    assert torch.equal(forward(model, x, MaMe(**settings)), expected)
-    assert type(mame_lab.remove(model)) is type(build(family))
+    assert torch.equal(forward(model, x, method), expected)
+    assert type(model) is type(build(family))
 
 
+@every_family
 @pytest.mark.parametrize("mode", ["eval", "train", "checkpointing"])
-def test_before_the_first_merge_nothing_differs(family, mode):
+@pytest.mark.parametrize("needs_keys", [False, True])
+def test_before_the_first_merge_nothing_differs(family, mode, needs_keys):
     model = build(family, drop_path_rate=0.3, proj_drop_rate=0.1).train(mode != "eval")
     model.set_grad_checkpointing(mode == "checkpointing")
     last, seen = model.blocks[-1], {}
-    hook = last.norm2.register_forward_pre_hook(lambda _, args: seen.update(x=args[0].detach().clone()))
+    hooks = [
+        last.norm1.register_forward_hook(lambda *call: seen.update(input=call[-1])),
+        last.norm2.register_forward_pre_hook(lambda _, args: seen.update(x=args[0])),
+    ]
     torch.manual_seed(7)
     model(images())
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     spy = Spy(r=[0] * (DEPTH - 1) + [5])
+    spy.needs_keys = needs_keys
     torch.manual_seed(7)
     mame_lab.apply(model, spy)(images())
-    assert torch.equal(spy.seen, seen["x"])
+    assert torch.equal(spy.seen.x_BNC, seen["x"])
+    assert torch.equal(spy.seen.input_BNC, seen["input"])
 
 
 @every(ALL)
 def test_remove_gives_the_model_back(family, method):
     model, x = build(family), images()
     expected, keys = forward(model, x), list(model.state_dict())
+    types = {type(module) for module in model.modules()}
     forward(model, x, method)
     assert list(model.state_dict()) == keys
     assert not torch.equal(forward(model, x), expected)
     assert torch.equal(forward(mame_lab.remove(model), x), expected)
-    assert {type(m) for m in model.modules()} == {type(m) for m in build(family).modules()}
+    assert {type(module) for module in model.modules()} == types
 
 
+@every_family
 def test_applying_again_replaces(family):
     model, x = build(family), images()
-    mame_lab.apply(model, tau=0.8)
+    mame_lab.apply(model, tau=0.8, batch="packed")
     assert torch.equal(forward(model, x, MaMe(r=3)), forward(build(family), x, MaMe(r=3)))
 
 
+@every_family
 def test_a_refused_schedule_leaves_the_model_as_it_was(family):
     model, x = build(family), images()
     expected = forward(model, x, MaMe(r=3))
     with pytest.raises(mame_lab.MameLabError, match=r"mame.r=40 is too large for block 0"):
         mame_lab.apply(model, r=40)
+    with pytest.raises(mame_lab.MameLabError, match=r"mame=tome needs a budget"):
+        mame_lab.apply(model, ToMe())
     assert torch.equal(forward(model, x), expected)
 
 
-@every({"adaptive": MaMe(tau=1 - 1e-9, blocks=DEPTH), "budget": MaMe(r=4), "budget, spread": MaMe(r=4, tau=0.999)})
+@every(
+    {
+        "ward": Ward(tau=1 - 1e-9),
+        "packed": Ward(tau=1 - 1e-9, batch="packed"),
+        "paper": MaMe(tau=1 - 1e-9, blocks=DEPTH),
+        "ward, budget": Ward(r=4),
+        "paper, budget": MaMe(r=4),
+        "paper, spread": MaMe(r=4, tau=0.999),
+        "tome": ToMe(r=4),
+    },
+    everywhere=("ward", "paper", "tome"),
+)
 def test_copies_are_neutral(family, method):
     model = build(family)
     x = copies(model)
     expected = forward(model, x)
     merged = forward(model, x, method)
-    assert (model.trace(x)[-1] < GRID * GRID - 8).all()
+    assert (trace(model, x)[-1] < GRID * GRID - 8).all()
     assert (merged - expected).norm() <= 1e-12 * expected.norm()
+
+
+@torch.no_grad()
+def trace(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    return family_of(model).trace(model, x)
 
 
 @every(SINGLES)
 def test_a_result_does_not_depend_on_the_batch(family, method):
     model, x = build(family), images(5)
-    together = forward(model, x, method)
+    together, plans = forward(model, x, method), selection(model, x)
     if method.r is None:
-        assert model.trace(x)[-1].unique().numel() > 2
+        assert len({len(sample[-1]) for sample in plans}) > 2
     for rows in ([0], [4], [3, 1], [4, 3, 2, 1, 0]):
         torch.testing.assert_close(forward(model, x[rows]), together[rows], rtol=1e-12, atol=1e-12)
-        for alone, batch in zip(model.trace(x[rows]), model.trace(x), strict=True):
-            assert torch.equal(alone, batch[rows])
-        assert_same_selection(model, x, rows)
+        assert selection(model, x[rows]) == [plans[row] for row in rows]
 
 
-def assert_same_selection(model, x, rows):
-    with torch.no_grad():
-        alone, batch = model.encode(x[rows], record=True)[1], model.encode(x, record=True)[1]
-    for a, b in zip(alone.plans, batch.plans, strict=True):
-        for i, row in enumerate(rows):
-            tokens = int(a.tokens()[i])
-            assert torch.equal(a.index_BK[i, :tokens], b.index_BK[row, :tokens])
+@torch.no_grad()
+def selection(model: nn.Module, x: torch.Tensor) -> list[list[list[int]]]:
+    """For every sample and merge step, the places of the tokens that stay."""
+    plans = [plan for plan in family_of(model).plans(model, x) if plan is not None]
+    return [[plan.index_BK[b, : plan.tokens()[b]].tolist() for plan in plans] for b in range(len(x))]
 
 
 @every(SINGLES)
@@ -134,6 +191,7 @@ def test_gradients_are_finite_and_checkpointing_keeps_them(family, method):
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
         model.zero_grad()
+        torch.manual_seed(0)
         model(x).square().sum().backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     assert all(g.isfinite().all() for g in gradients[0])
@@ -142,37 +200,40 @@ def test_gradients_are_finite_and_checkpointing_keeps_them(family, method):
 
 
 @every(ALL)
+@torch.no_grad()
 def test_features_have_the_shapes_of_timm(family, method):
     model, x = build(family), images()
-    options = {"indices": [1, DEPTH - 1], "norm": True, "output_dict": True, "return_prefix_tokens": True}
-    plain, tokens = model.forward_intermediates(x, **options), model.forward_features(x)
-    merged = mame_lab.apply(model, method).forward_intermediates(x, **options)
-    assert shapes(merged) == shapes(plain)
-    assert model.forward_features(x).shape == tokens.shape
-    assert torch.equal(merged["image_features"], model.forward_features(x))
-    grid = merged["image_intermediates"][-1]
-    assert torch.equal(merged["image_features"][:, model.num_prefix_tokens :].mT.unflatten(2, (GRID, GRID)), grid)
+    options = {"indices": [1, DEPTH - 1], "norm": True, "return_prefix_tokens": True}
+    plain = model.forward_intermediates(x, **options)
+    mame_lab.apply(model, method)
+    torch.manual_seed(0)
+    features, intermediates = model.forward_intermediates(x, **options)
+    assert shapes([features, intermediates]) == shapes(plain)
+    torch.manual_seed(0)
+    assert torch.equal(features, model.forward_features(x))
+    last = intermediates[-1][0] if model.num_prefix_tokens else intermediates[-1]
+    assert torch.equal(features[:, model.num_prefix_tokens :].mT.unflatten(2, (GRID, GRID)), last)
 
 
-def shapes(features) -> dict:
-    return {
-        key: value.shape if isinstance(value, torch.Tensor) else [v.shape for v in value]
-        for key, value in features.items()
-    }
+def shapes(features) -> list:
+    return features.shape if isinstance(features, torch.Tensor) else [shapes(each) for each in features]
 
 
-def test_intermediates_of_copies_are_those_of_the_plain_model(family):
+@every({"ward": Ward(r=4), "packed": Ward(tau=1 - 1e-9, batch="packed")})
+@torch.no_grad()
+def test_intermediates_of_copies_are_those_of_the_plain_model(family, method):
     """Restored grids are in the right order, at any depth."""
     model = build(family)
     x = copies(model)
-    expected = model.forward_intermediates(x, output_dict=True)
-    restored = mame_lab.apply(model, r=4).forward_intermediates(x, output_dict=True)
-    for plain, merged in zip(expected["image_intermediates"], restored["image_intermediates"], strict=True):
+    expected = model.forward_intermediates(x, intermediates_only=True)
+    restored = mame_lab.apply(model, method).forward_intermediates(x, intermediates_only=True)
+    for plain, merged in zip(expected, restored, strict=True):
         torch.testing.assert_close(merged, plain, rtol=1e-11, atol=1e-11)
-    stopped = model.forward_intermediates(x, [2], stop_early=True, intermediates_only=True, output_fmt="NLC")
-    torch.testing.assert_close(stopped[0], restored["image_intermediates"][2].flatten(2).mT)
+    (stopped,) = model.forward_intermediates(x, [2], stop_early=True, intermediates_only=True, output_fmt="NLC")
+    torch.testing.assert_close(stopped, restored[2].flatten(2).mT)
 
 
+@every_family
 def test_head_on_features_equals_forward(family):
     model, x = mame_lab.apply(build(family), r=5), images()
     torch.testing.assert_close(model.forward_head(model.forward_features(x)), model(x), rtol=1e-12, atol=1e-12)
@@ -189,6 +250,7 @@ def test_copied_and_saved_models_merge(family, method):
     assert torch.equal(forward(copy.deepcopy(model), x), expected)
 
 
+@every_family
 def test_twin_shares_the_weights_and_does_not_merge(family):
     model, x = build(family), images()
     expected = forward(model, x)
@@ -200,7 +262,7 @@ def test_twin_shares_the_weights_and_does_not_merge(family):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@every(ALL)
+@every(ALL, everywhere=("ward",))
 def test_half_precision_and_autocast(family, method, dtype):
     model, x = build(family).float(), images().float()
     expected = forward(model, x, method)
@@ -214,13 +276,15 @@ def test_half_precision_and_autocast(family, method, dtype):
         assert (autocast - expected).norm() < 0.5 * expected.norm()
 
 
+@every_family
+@torch.no_grad()
 def test_without_proportional_attention_sizes_do_not_matter_to_it(family):
     model, x = build(family), images()
     assert not torch.equal(forward(model, x, MaMe(r=5)), forward(model, x, MaMe(r=5, prop_attn=False)))
-    with torch.no_grad():
-        assert model.encode(x)[1].bias_B11N is None
+    assert model.encode(x)[1].bias_B11N is None
 
 
+@every_family
 def test_masks_are_refused(family):
     model = mame_lab.apply(build(family), r=5)
     with pytest.raises(mame_lab.MameLabError, match="attn_mask"):

@@ -1,0 +1,5 @@
+"""Experiments that set merge methods side by side on one model, by name."""
+
+from mame_lab.benchmarks.settings import Benchmark, Frontier, Throughput
+
+BENCHMARKS: dict[str, type[Benchmark]] = {"frontier": Frontier, "throughput": Throughput}

@@ -1,0 +1,115 @@
+"""The settings of the benchmarks; what they do stands in a file each."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mame_lab.errors import MameLabError
+from mame_lab.merging import METHODS
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from torch import nn
+
+    from mame_lab.data.datamodule import ImageData
+
+ARMS = (
+    "ward:adaptive",
+    "ward:calibrated",
+    "ward:rising",
+    "ward:constant",
+    "paper:adaptive",
+    "paper:constant",
+    "tome:rising",
+    "drop:constant",
+)
+
+
+@dataclass
+class Benchmark(ABC):
+    """The `benchmark` group of the configuration.
+
+    Args:
+        name: which benchmark it is, a key of `mame_lab.benchmarks.BENCHMARKS`.
+    """
+
+    name: str
+
+    @abstractmethod
+    def run(self, model: nn.Module, data: ImageData, trainer: Trainer, folder: Path) -> None:
+        """Measure, print a table, and write CSV and plot to the folder.
+
+        Args:
+            model: unmerged, with its weights; it is left as it was.
+            data: its test images are measured on, its validation images are what schedules are solved on.
+            trainer: its device and precision hold for everything.
+            folder: where the files go.
+        """
+
+
+@dataclass
+class Frontier(Benchmark):
+    """Feature error against cost: every arm is brought to the cost that ToMe has at some settings.
+
+    Args:
+        tome_r, tome_blocks: ToMe's settings: tokens that leave in a block, and the first blocks in which they do.
+        arms: METHOD:SCHEDULE. An adaptive threshold is solved on the images that it is measured on, so that costs are
+            equal; a calibrated list on validation images.
+        images: test images to measure error and cost on.
+        calibration_images: validation images to calibrate on.
+        batch_size: images in a batch.
+    """
+
+    name: str = "frontier"
+    tome_r: list[int] = field(default_factory=lambda: [8, 16, 24, 28])
+    tome_blocks: list[int] = field(default_factory=lambda: [12, 12, 8, 8])
+    arms: list[str] = field(default_factory=lambda: list(ARMS))
+    images: int = 64
+    calibration_images: int = 32
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for arm in self.arms:
+            if arm.count(":") != 1 or arm.split(":")[0] not in METHODS:
+                raise MameLabError(
+                    f"benchmark.arms={arm} is not valid: write METHOD:SCHEDULE with a method of {', '.join(METHODS)}"
+                )
+        if len(self.tome_r) != len(self.tome_blocks):
+            raise MameLabError(
+                f"benchmark.tome_r={self.tome_r} and benchmark.tome_blocks={self.tome_blocks} differ in length: "
+                f"give both for each setting"
+            )
+
+    def run(self, model: nn.Module, data: ImageData, trainer: Trainer, folder: Path) -> None:
+        from mame_lab.benchmarks import frontier
+
+        frontier.run(self, model, data, trainer, folder)
+
+
+@dataclass
+class Throughput(Benchmark):
+    """Speed over batch sizes: the unmerged model and each method, in turns in one process.
+
+    Args:
+        methods: what is timed, each with `r` tokens that leave in `blocks`.
+        r, blocks: the budget of all methods: see `Method`.
+        batch_sizes: images in a timed batch, one row of the table each.
+        compiled: time every arm compiled as well.
+        rounds: timed calls of each arm.
+    """
+
+    name: str = "throughput"
+    methods: list[str] = field(default_factory=lambda: ["ward", "paper", "tome"])
+    r: int = 13
+    blocks: int | None = None
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 64])
+    compiled: bool = False
+    rounds: int = 20
+
+    def run(self, model: nn.Module, data: ImageData, trainer: Trainer, folder: Path) -> None:
+        from mame_lab.benchmarks import throughput
+
+        throughput.run(self, model, data, trainer, folder)

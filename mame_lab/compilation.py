@@ -1,0 +1,42 @@
+"""torch.compile for the models of a run, all in the same way."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from mame_lab.errors import MameLabError
+
+log = logging.getLogger(__name__)
+
+
+def check_compiles(model: nn.Module, device: torch.device | str) -> None:
+    """Raise MameLabError where a model takes its shapes from its images, or torch.compile does not work on a device."""
+    method = vars(model).get("method")
+    if method is not None and method.r is None:
+        raise MameLabError(
+            f"compile=true needs a budget: mame={method.method} without mame.r lets the images decide how many tokens "
+            f"leave, so that it compiles to dozens of graphs; set mame.r or compile=false"
+        )
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:
+        reason = " ".join(str(error).partition("\n\n")[0].split())
+        raise MameLabError(
+            f"compile=true does not work on this machine ({reason}): install a C++ compiler and, for a GPU, Triton, or "
+            f"set compile=false"
+        ) from error
+
+
+def compile_models(*models: nn.Module) -> None:
+    """Let models run through torch.compile: in place, as one graph for each batch size and mode that they meet.
+
+    Parameters and their names stay as they are; copies of a model are not compiled. What the process compiled before is
+    forgotten, so that the jobs of a sweep do not together exceed PyTorch's limit on compilations.
+    """
+    torch.compiler.reset()
+    for model in models:
+        model.compile(fullgraph=True, dynamic=False)
+    log.info("compile=true: the first batch of each size takes long, up to minutes on a CPU")

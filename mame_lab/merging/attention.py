@@ -1,0 +1,95 @@
+"""A look into a model's own attention, and packed attention in its place: no attention is copied.
+
+B batch, H heads, N tokens of a sample, M tokens of all samples, D channels of a head.
+"""
+
+import math
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from mame_lab.errors import MameLabError
+
+
+class Attention(TorchFunctionMode):
+    """While it is entered, every call of PyTorch's scaled dot-product attention passes through here.
+
+    Args:
+        bias_M: what is added to the logits of each key, where the tokens of all samples lie in one sequence;
+            attention then stays within each sample. None: attention is left as it is.
+        lengths: the tokens of each sample of such a sequence.
+
+    Attributes:
+        keys: the keys (B, H, N, D) of the calls so far.
+
+    Raises:
+        MameLabError: (on leaving) no call came: the model computes attention in another way.
+    """
+
+    def __init__(self, bias_M: Tensor | None = None, lengths: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.bias_M = bias_M
+        self.lengths = lengths
+        self.keys: list[Tensor] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.keys.append(args[1])
+        if self.bias_M is None:
+            return func(*args, **(kwargs or {}))
+        return packed_attention(*args[:3], self.bias_M, self.lengths)
+
+    def __exit__(self, exc_type, exc_value, traceback) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        if exc_type is None and not self.keys:
+            raise MameLabError(
+                "mame=tome and mame.batch=packed need PyTorch's fused attention, which this model does not use: "
+                "unset TIMM_FUSED_ATTN, or choose another method or batch"
+            )
+
+
+def packed_attention(
+    q_1HMD: Tensor, k_1HMD: Tensor, v_1HMD: Tensor, bias_M: Tensor, lengths: tuple[int, ...]
+) -> Tensor:
+    """Attention of every sample over its own tokens, the samples one after the other in one sequence.
+
+    On a GPU in half precision by one variable-length kernel, elsewhere sample by sample.
+    """
+    if q_1HMD.is_cuda and q_1HMD.dtype in (torch.float16, torch.bfloat16):
+        return _varlen_attention(q_1HMD, k_1HMD, v_1HMD, bias_M, lengths)
+    parts = [tensor.split(lengths, 2) for tensor in (q_1HMD, k_1HMD, v_1HMD)]
+    samples = zip(*parts, bias_M.to(q_1HMD.dtype).split(lengths), strict=True)
+    return torch.cat(
+        [F.scaled_dot_product_attention(q, k, v, attn_mask=bias_N[None]) for q, k, v, bias_N in samples], 2
+    )
+
+
+def with_bias(q_1HMD: Tensor, k_1HMD: Tensor, v_1HMD: Tensor, bias_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v of 8 more channels, by which the bias of the keys enters their product; v gets zeros.
+
+    Ones in q meet the bias over the scale in k, in two parts whose sum is exact to twice the precision of the tokens.
+    """
+    channels = q_1HMD.shape[-1]
+    q_MHD, k_MHD, v_MHD = (F.pad(tensor[0].transpose(0, 1), (0, 8)) for tensor in (q_1HMD, k_1HMD, v_1HMD))
+    bias_M = math.sqrt(channels) * bias_M.to(torch.promote_types(bias_M.dtype, torch.float32))
+    coarse_M = bias_M.to(k_MHD.dtype)
+    q_MHD[..., channels : channels + 2] = 1
+    k_MHD[..., channels] = coarse_M[:, None]
+    k_MHD[..., channels + 1] = (bias_M - coarse_M).to(k_MHD.dtype)[:, None]
+    return q_MHD, k_MHD, v_MHD
+
+
+def _varlen_attention(
+    q_1HMD: Tensor, k_1HMD: Tensor, v_1HMD: Tensor, bias_M: Tensor, lengths: tuple[int, ...]
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    channels = q_1HMD.shape[-1]
+    ends = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32).to(q_1HMD.device, non_blocking=True)
+    q_MHD, k_MHD, v_MHD = with_bias(q_1HMD, k_1HMD, v_1HMD, bias_M)
+    y_MHD = varlen_attn(q_MHD, k_MHD, v_MHD, ends, ends, max(lengths), max(lengths), scale=channels**-0.5)
+    return y_MHD[..., :channels].transpose(0, 1)[None]

@@ -1,0 +1,102 @@
+"""Merging between two halves of the tokens: by a budget, or by a similarity threshold."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mame_lab.errors import MameLabError
+from mame_lab.merging.method import Method
+from mame_lab.merging.schedule import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mame_lab.merging.plan import MergePlan
+    from mame_lab.merging.tokens import Tokens
+
+BATCHES = ("per_sample", "packed", "union")
+
+
+@dataclass
+class Bipartite(Method):
+    """Patch tokens are split, by their present place, alternately into targets and sources; sources merge into targets.
+
+    A method of this kind says how alike two tokens are, and how a source is spread over the targets. The `leave`
+    sources of a sample whose best target is closest leave, ties to the lower index.
+
+    Attributes:
+        keep_norm: see `MergePlan`.
+    """
+
+    keep_norm: ClassVar[float] = 0.0
+
+    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+        from mame_lab.merging import matching
+        from mame_lab.merging.plan import make_plan
+
+        similarity_BTS = self.similarity(tokens)
+        leaves_BS = self.above(similarity_BTS) if leave is None else matching.closest(similarity_BTS, leave)
+        return make_plan(tokens, leaves_BS, self.targets(similarity_BTS), leave, self.keep_norm)
+
+    @abstractmethod
+    def similarity(self, tokens: Tokens) -> Tensor:
+        """How alike every target and every source are: similarity_BTS, -inf for padding."""
+
+    def targets(self, similarity_BTS: Tensor) -> Tensor:
+        """Where each source would go: nearest_BS, or W_BTS (see `make_plan`). Here: whole to its nearest target."""
+        return similarity_BTS.argmax(1)
+
+    def above(self, similarity_BTS: Tensor) -> Tensor:
+        """leaves_BS: True for the sources that leave where no budget says how many. Of `Adaptive` alone."""
+        raise NotImplementedError
+
+
+@dataclass
+class Adaptive(Bipartite):
+    """Sources leave that have a target more similar than `tau`; with `r`, the `r` closest ones of every block.
+
+    Args:
+        tau: similarity above which tokens merge, from -1 to 1; 1 is off. Without `r`, None becomes the method's own.
+        batch: what adaptive merging does with samples that lose different numbers of tokens: `per_sample` pads the
+            shorter ones, a result never depends on the batch; `packed` computes the same, but runs the batch as one
+            sequence without padding (while the model trains, it pads); `union` (as published) keeps a source in all
+            samples as soon as one needs it.
+        method, r, blocks, prop_attn, clamp: see `Method`.
+
+    Raises:
+        MameLabError: a value is out of range.
+    """
+
+    tau: float | None = None
+    batch: str = "per_sample"
+
+    adaptive: ClassVar[bool] = True
+    default_tau: ClassVar[float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.r is None and self.tau is None and not self.target:
+            self.tau = self.default_tau
+        if self.tau is not None and not -1 <= self.tau <= 1:
+            raise MameLabError(f"mame.tau={self.tau} is out of range: give a similarity from -1 to 1 (1 is off)")
+        if self.batch not in BATCHES:
+            raise MameLabError(f"mame.batch={self.batch} is not known: choose from {', '.join(BATCHES)}")
+
+    @property
+    def depends_on_batch(self) -> bool:
+        return self.r is None and self.batch == "union"
+
+    @property
+    def packed(self) -> bool:
+        return self.r is None and self.batch == "packed"
+
+    def schedule_for(self, depth: int) -> Schedule:
+        if self.r is None and self.tau == 1:
+            return Schedule((0,) * depth)
+        return super().schedule_for(depth)
+
+    def above(self, similarity_BTS: Tensor) -> Tensor:
+        leaves_BS = similarity_BTS.amax(1) > self.tau
+        return leaves_BS & leaves_BS.all(0) if self.batch == "union" else leaves_BS

@@ -1,0 +1,96 @@
+"""Vision transformers of timm: ViT, DeiT, DeiT-III, MAE, DINOv2, CLIP and SigLIP towers.
+
+B batch, D depth.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mame_lab.merging.method import Method
+from mame_lab.merging.plan import MergePlan
+from mame_lab.models.timm.forward import MergingTransformer
+from mame_lab.models.timm.loading import build, data_config, load, load_weights
+from mame_lab.models.timm.support import architecture_of
+
+__all__ = [
+    "attach",
+    "block_names",
+    "build",
+    "classifier",
+    "data_config",
+    "detach",
+    "grid",
+    "load",
+    "load_weights",
+    "match_classes",
+    "plans",
+    "trace",
+]
+
+
+def attach(model: nn.Module, method: Method) -> None:
+    """Give the model its way through merging, replacing an earlier one; a method that is off leaves plain timm.
+
+    Raises:
+        UnsupportedModelError: the model is not exactly one of those that are known; it is left as it was.
+        MameLabError: the schedule does not fit the model; it is left as it was.
+    """
+    architecture = architecture_of(model)
+    schedule = method.schedule_for(len(model.blocks))
+    if model.patch_embed.num_patches:
+        schedule.walk(model.patch_embed.num_patches, warn=True)
+    detach(model)
+    if schedule.off:
+        return
+    model.__class__ = architecture.merging
+    vars(model).update(method=method, schedule=schedule)
+    for block in model.blocks:
+        block.__class__ = architecture.merging_block
+
+
+def detach(model: nn.Module) -> None:
+    """Give back timm's own classes, whose parameters never changed."""
+    if isinstance(model, MergingTransformer):
+        architecture = architecture_of(model)
+        model.__class__ = architecture.plain
+        del model.method, model.schedule
+        for block in model.blocks:
+            block.__class__ = architecture.block
+
+
+def classifier(model: nn.Module) -> nn.Module:
+    """The module that features enter and logits leave; an identity where the model has no head."""
+    return model.get_classifier()
+
+
+def match_classes(model: nn.Module, classes: int) -> bool:
+    """Give the model a fresh head where it has not the classes of the data. Returns whether it did."""
+    fits = model.num_classes == classes
+    if not fits:
+        model.reset_classifier(classes)
+    return not fits
+
+
+def block_names(model: nn.Module) -> list[str]:
+    """The names of the blocks, in order."""
+    return [f"blocks.{index}" for index in range(len(model.blocks))]
+
+
+def plans(model: nn.Module, x: Tensor) -> list[MergePlan | None]:
+    """The merge step of each block, None where it has none."""
+    return model.plans(x) if isinstance(model, MergingTransformer) else [None] * len(model.blocks)
+
+
+def grid(model: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Rows and columns of the patch tokens of these images."""
+    return model.patch_embed.dynamic_feat_size(x.shape[-2:])
+
+
+def trace(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """Tokens of every sample after each block, prefix counted, padding not: D integer tensors of shape (B,)."""
+    counts = [torch.full((len(x),), math.prod(grid(model, x)) + model.num_prefix_tokens)]
+    for plan in plans(model, x):
+        counts.append(counts[-1] if plan is None else plan.tokens())
+    return counts[1:]

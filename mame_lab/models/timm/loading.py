@@ -1,0 +1,117 @@
+"""How a timm model is made, and which weights it gets: a local file's, the published ones, or random."""
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import timm
+from huggingface_hub import constants, get_session
+from timm.data.config import resolve_model_data_config
+from torch import Tensor, nn
+
+from mame_lab.errors import MameLabError
+from mame_lab.models.settings import ModelSettings
+from mame_lab.models.timm.support import architecture_of
+
+
+def load(settings: ModelSettings) -> nn.Module:
+    """The timm model that the settings describe, with its weights: a local file's, the published ones, or random.
+
+    Raises:
+        MameLabError: an unknown name, weights that cannot be fetched, or a file of another model.
+    """
+    if settings.weights is not None:
+        model = build(settings)
+        origin = f"model.weights={settings.weights}"
+        load_weights(model, read_weights(settings.weights), origin, head_of_file=settings.num_classes is None)
+        return model
+    return build(settings, fetch=settings.pretrained)
+
+
+def build(settings: ModelSettings, fetch: bool = False) -> nn.Module:
+    """The timm model that the settings describe, with random weights, or the published ones if `fetch`."""
+    architecture = settings.name.split(".")[0]
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(["vit_*", "deit*", "eva*"]), n=4)
+        raise MameLabError(f"model.name={settings.name} is not a timm model; near matches: {', '.join(near) or 'none'}")
+    options: dict[str, Any] = {"num_classes": settings.num_classes, "img_size": settings.img_size}
+    options = {key: value for key, value in options.items() if value is not None} | settings.args
+    try:
+        with _no_retries_offline() if fetch else nullcontext():
+            model = timm.create_model(settings.name, pretrained=fetch, **options)
+    except Exception as error:
+        if fetch and not isinstance(error, TypeError):
+            raise MameLabError(
+                f"the pretrained weights of model.name={settings.name} cannot be fetched ({_in_one_line(error)}): "
+                f"give a local file with model.weights=FILE, or take random weights with model.pretrained=false"
+            ) from error
+        raise MameLabError(f"model.name={settings.name} rejects {options}: {_in_one_line(error)}") from error
+    architecture_of(model)
+    if options.get("in_chans", 3) != 3 or not model.global_pool:
+        raise MameLabError(f"model.name={settings.name} with {options} takes no RGB image or gives no feature of it")
+    return model
+
+
+@contextmanager
+def _no_retries_offline() -> Iterator[None]:
+    """Where the hub does not answer, use its local cache at once instead of retrying for a minute."""
+    offline = constants.HF_HUB_OFFLINE
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def read_weights(path: str) -> dict[str, Tensor]:
+    """The state dict in a safetensors file, or in a PyTorch file that holds nothing but tensors and plain values."""
+    if not Path(path).is_file():
+        raise MameLabError(f"model.weights={path} does not exist: give a .safetensors or .pth file")
+    try:
+        return timm.models.load_state_dict(path, weights_only=True)
+    except Exception as error:
+        raise MameLabError(f"model.weights={path} cannot be read: {_in_one_line(error)}") from error
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
+    """Load all tensors into the model, the position embedding resampled to its image size.
+
+    Args:
+        model: its architecture must be that of the weights.
+        state: the tensors by name, in timm's or another layout that timm knows.
+        origin: the key and value of the configuration that the tensors come from, for error messages.
+        head_of_file: give the model a head with the classes of the file (none where it has none) instead of its own.
+    """
+    try:
+        state = import_module(architecture_of(model).plain.__module__).checkpoint_filter_fn(state, model)
+        if head_of_file:
+            model.reset_classifier(len(state["head.weight"]) if "head.weight" in state else 0)
+        elif model.num_classes == 0:
+            state = {key: value for key, value in state.items() if not key.startswith("head.")}
+        mismatch = model.load_state_dict(state, strict=False)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise MameLabError(
+            f"{origin} does not fit the model, choose the one it was made for: {_in_one_line(error)}"
+        ) from error
+    for kind, keys in (("lacks", mismatch.missing_keys), ("has unknown", mismatch.unexpected_keys)):
+        if keys:
+            raise MameLabError(f"{origin} does not fit the model: it {kind} {len(keys)} tensors, {keys[0]} among them")
+
+
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """What the model expects of its images: size (H, W), mean, std, interpolation, crop_pct, crop_mode."""
+    config = resolve_model_data_config(model)
+    config["size"] = tuple(model.patch_embed.img_size or config["input_size"][1:])
+    del config["input_size"]
+    return config
+
+
+def _in_one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__

@@ -1,0 +1,51 @@
+"""Which timm models can be merged: those whose forward pass is known, by the exact types of their parts."""
+
+from timm.layers.attention_pool import AttentionPoolLatent
+from torch import nn
+
+from mame_lab.errors import UnsupportedModelError
+from mame_lab.models.timm.eva import EVA
+from mame_lab.models.timm.forward import POOLS, Architecture
+from mame_lab.models.timm.vit import VIT
+
+ARCHITECTURES = (VIT, EVA)
+# Rotary position embeddings that are one tensor of a row for each patch; by name, for older versions of timm lack some.
+ROPES = [f"timm.layers.pos_embed_sincos.RotaryEmbedding{kind}" for kind in ("Cat", "Mixed", "DinoV3", "MRope")]
+SUPPORTED = (
+    "timm's VisionTransformer made of its plain Block and Eva made of its EvaBlock (no subclass of them), with token, "
+    "avg, map (attention) or no pooling: ViT and AugReg, DeiT, DeiT-III, MAE, DINOv2, models with registers, CLIP and "
+    "SigLIP image towers; EVA, EVA-02, DINOv3, Perception Encoder, ViTs with rotary position embedding"
+)
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """The classes of the model; UnsupportedModelError for every one that would be merged wrongly or not at all."""
+    for architecture in ARCHITECTURES:
+        if type(model) in (architecture.plain, architecture.merging):
+            _check(model, architecture)
+            return architecture
+    raise _unsupported(model, "it has a forward pass of its own")
+
+
+def _check(model: nn.Module, architecture: Architecture) -> None:
+    for block in model.blocks:
+        if type(block) not in (architecture.block, architecture.merging_block):
+            raise _unsupported(model, f"it has blocks of class {_name(block)}")
+        if type(block.attn) not in architecture.attentions:
+            raise _unsupported(model, f"it has attention of class {_name(block.attn)}")
+    rope = getattr(model, "rope", None)
+    if rope is not None and _name(rope) not in ROPES:
+        raise _unsupported(model, f"it has rotary position embedding of class {_name(rope)}")
+    pool = model.attn_pool
+    if model.global_pool not in POOLS:
+        raise _unsupported(model, f"it pools by '{model.global_pool}'")
+    if pool is not None and (type(pool) is not AttentionPoolLatent or pool.pos_embed is not None):
+        raise _unsupported(model, f"its attention pooling {_name(pool)} depends on positions or has another class")
+
+
+def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"mame_lab cannot merge tokens in {_name(model)}: {reason}. Supported: {SUPPORTED}")
+
+
+def _name(module: object) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"

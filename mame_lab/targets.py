@@ -1,0 +1,217 @@
+"""The numbers of a schedule that meet a target: a share of the multiply-adds, or a speed-up.
+
+B batch, T targets, S sources.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from lightning.pytorch import Trainer
+from omegaconf import OmegaConf
+from rich import print
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mame_lab import speed
+from mame_lab.data.datamodule import ImageData
+from mame_lab.errors import MameLabError
+from mame_lab.merging import Method
+from mame_lab.merging.bipartite import Bipartite
+from mame_lab.merging.schedule import factors, merging_blocks, over_blocks, shaped
+from mame_lab.models import adapts, apply, depends_on_batch, family_of, twin, unmerged_twin
+
+if TYPE_CHECKING:
+    from mame_lab.merging.plan import MergePlan
+    from mame_lab.merging.tokens import Tokens
+
+# What a solved cost and a measured speed-up may be off, relative to the target, and how long to look for them.
+COST_TOLERANCE, COST_STEPS = 0.005, 16
+CALIBRATION_IMAGES = 32
+SPEED_TOLERANCE, SPEED_TRIALS = 0.03, 5
+
+
+def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
+    """The method with a budget or a threshold in the place of its target.
+
+    Schedules that are `constant`, `linear` or `rising` are found by arithmetic from the size of the images;
+    `calibrated` and `adaptive` ones, and every speed-up, by running the model on them.
+
+    Args:
+        model: a supported model; it is left as it was.
+        method: with `flops` or `speedup` set; one without a target is returned as it is.
+        images: (B, 3, H, W), preprocessed, on the model's device: 16 or more of the kind that the model is for.
+
+    Raises:
+        MameLabError: the target is out of reach; the message says how far one can go.
+    """
+    if not method.target:
+        return method
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        search = _Search(unmerged_twin(model).eval(), method, images, progress)
+        if method.speedup is not None:
+            return search.by_speed(method.speedup)
+        return search.by_cost(method.flops, f"mame.flops={method.flops}")
+
+
+def meet(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> Method:
+    """`solve` on validation images, on the trainer's device; what it found is printed and saved to be given back."""
+    if not method.target:
+        return method
+    if method.speedup is not None and trainer.world_size > 1:
+        raise MameLabError(
+            f"mame.speedup={method.speedup} is measured on one device, here are {trainer.world_size}: solve it with "
+            f"trainer.devices=1 and give back the schedule that is printed"
+        )
+    device = trainer.strategy.root_device
+    images = data.sample(CALIBRATION_IMAGES, "val")[0].to(device)
+    with trainer.precision_plugin.forward_context():
+        solved = solve(model.to(device), method, images)
+    path = save(solved, folder)
+    print(f"Solved: {solved}\nSaved: use it again with --config-dir {path.parents[1]} mame={path.stem}")
+    return solved
+
+
+def save(method: Method, folder: Path) -> Path:
+    """Write a method as the choice `solved` of the group `mame`, to be given back with --config-dir FOLDER."""
+    said = {key: value for key, value in asdict(method).items() if value is not None}
+    path = folder / "mame" / "solved.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    defaults = [f"/schema/mame/{method.method}@_here_", "_self_"]
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create({"defaults": defaults} | said)))
+    return path
+
+
+def gflops(model: nn.Module, images: Tensor) -> float:
+    """`speed.gflops` of the whole model, without computing anything where the images do not matter."""
+    if adapts(model):
+        return speed.gflops(model, images, depends_on_batch(model))[""]
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return speed.gflops(model, mode.from_tensor(images[:1]))[""]
+
+
+class _Search:
+    """Candidates of a strength from 0, where nothing merges, to 1, where all merges that can."""
+
+    def __init__(self, model: nn.Module, method: Method, images: Tensor, progress: Progress) -> None:
+        self.model, self.images, self.progress = model, images, progress
+        self.schedule = method.schedule or "rising"
+        self.family = family_of(model)
+        self.depth = len(self.family.block_names(model))
+        self.patches = math.prod(self.family.grid(model, images))
+        self.blocks = merging_blocks(method.blocks, self.depth, self.schedule)
+        self.plain = replace(method, flops=None, speedup=None, schedule=None, blocks=None, r=0)
+        if self.schedule == "adaptive" and not method.adaptive:
+            raise MameLabError(f"mame.schedule=adaptive is not for mame={method.method}, which needs a budget")
+        if self.schedule == "calibrated" and not isinstance(method, Bipartite):
+            raise MameLabError(f"mame.schedule=calibrated is not for mame={method.method}, which compares no tokens")
+        self.unmerged_gflops = gflops(model, images)
+
+    def by_cost(self, share: float, asked: str) -> Method:
+        """The candidate that costs this share of the unmerged model's multiply-adds."""
+        found = self.candidate(1.0)
+        low, high = (0.0, 1 - share), (1.0, self.cost(found) - share)
+        if high[1] > 0:
+            raise MameLabError(
+                f"{asked} is out of reach: with mame.schedule={self.schedule} at least {share + high[1]:.2f} of the "
+                f"multiply-adds remain; ask for less, or take another schedule or more blocks"
+            )
+        off = -high[1]
+        for step in self.progress.track(range(COST_STEPS), description=f"solving {asked}"):
+            if off <= COST_TOLERANCE * share:
+                break
+            candidate = self.candidate(strength := _between(low, high, step))
+            excess = self.cost(candidate) - share
+            if abs(excess) < off:
+                found, off = candidate, abs(excess)
+            low, high = ((strength, excess), high) if excess > 0 else (low, (strength, excess))
+        return found
+
+    def by_speed(self, speedup: float) -> Method:
+        """The candidate that runs so many times faster than the unmerged model: guesses its cost, and mends it."""
+        share, found, off = 1 / speedup, self.plain, float("inf")
+        for _ in range(SPEED_TRIALS):
+            candidate = self.by_cost(share, f"mame.speedup={speedup}")
+            measured = self.speedup(candidate)
+            if abs(measured - speedup) < off:
+                found, off = candidate, abs(measured - speedup)
+            if off <= SPEED_TOLERANCE * speedup:
+                break
+            share = min(share * measured / speedup, 0.99)
+        return found
+
+    def candidate(self, strength: float) -> Method:
+        """The method with a threshold, or with a list of the tokens that leave in each block."""
+        tau = 1 - 2 * strength**3
+        if self.schedule == "adaptive":
+            return replace(self.plain, r=None, tau=tau, blocks=self.blocks)
+        return replace(self.plain, r=self._calibrated(tau) if self.schedule == "calibrated" else self._shaped(strength))
+
+    def cost(self, method: Method) -> float:
+        """The share of the unmerged model's multiply-adds."""
+        return gflops(apply(twin(self.model), method), self.images) / self.unmerged_gflops
+
+    def speedup(self, method: Method) -> float:
+        """How many times faster than the unmerged model it runs on the images."""
+        models = {"merged": apply(twin(self.model), method), "unmerged": self.model}
+        with torch.inference_mode():
+            calls = {name: partial(model, self.images) for name, model in models.items()}
+            taken = speed.time_interleaved(calls, self.images.device, max_rounds=15, seconds=5.0)
+        return speed.speedup(taken["merged"], taken["unmerged"])
+
+    def _shaped(self, strength: float) -> list[int]:
+        """Amounts of the shape: fractions of the tokens that are there if it rises, else tokens."""
+        if self.schedule == "rising":
+            amounts = shaped(strength / (1 + 1e-9 - strength), self.schedule, len(self.blocks))
+        else:
+            totals = accumulate(
+                strength**2 * self.patches * factor for factor in factors(self.schedule, len(self.blocks))
+            )
+            amounts = [int(after) - int(before) for before, after in pairwise((0, *totals))]
+        return over_blocks(amounts, self.blocks, self.depth, clamp=True).walk(self.patches)
+
+    def _calibrated(self, tau: float) -> list[int]:
+        """In each block as many tokens as, by the mean over the images, are closer to a target than `tau`."""
+        consensus = _Consensus(blocks=self.blocks, prop_attn=self.plain.prop_attn, base=self.plain, tau=tau)
+        with torch.inference_mode():
+            apply(twin(self.model), consensus)(self.images)
+        return list(over_blocks(consensus.leaving, self.blocks, self.depth).amounts)
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], step: int) -> float:
+    """Where a line through two (strength, excess cost) crosses 0; the middle at every third step, for safety."""
+    if step % 3 == 2:
+        return (low[0] + high[0]) / 2
+    return low[0] + (high[0] - low[0]) * low[1] / (low[1] - high[1])
+
+
+@dataclass
+class _Consensus(Method):
+    """As many sources leave as, by the mean over the batch of their ordered similarities, are more similar than `tau`.
+
+    So a sample in which merging is dear holds back the others, which a mean of their counts would not.
+    """
+
+    base: Any = None
+    tau: float = 1.0
+    leaving: list[int] = field(default_factory=list)
+
+    adaptive: ClassVar[bool] = True
+
+    @property
+    def needs_keys(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base.needs_keys
+
+    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+        best_BS = self.base.similarity(tokens).amax(1).sort(descending=True).values
+        self.leaving.append(int((best_BS.mean(0) > self.tau).sum()))
+        return self.base.plan(tokens, self.leaving[-1])
