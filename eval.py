@@ -32,7 +32,7 @@ def evaluate(cfg: DictConfig) -> None:
     from rich import print
 
     import mame_lab
-    from mame_lab import models, targets, tracking
+    from mame_lab import batch_effect, models, pictures, targets, tracking
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.evaluation import evaluate as compare
@@ -58,11 +58,16 @@ def evaluate(cfg: DictConfig) -> None:
         return
     run.mame = targets.meet(model, run.mame, data, trainer, folder)
     mame_lab.apply(model, run.mame)
+    pictures.check(model, run)
     result = compare(model, data, trainer, run)
     tracking.log_result(loggers, result.metrics())
     if trainer.is_global_zero:
         result.save(folder / "result.json")
         print(result.table())
+        if models.depends_on_batch(model):
+            batch_effect.show(model, data, trainer, result.conditions.batch, folder)
+        if run.visualize:
+            tracking.log_pictures(loggers, pictures.draw(model, data, trainer, run, folder))
         print(f"Written to {folder}")
 
 

@@ -9,6 +9,18 @@ from mame_lab.errors import MameLabError, UnsupportedModelError
 from mame_lab.merging import Drop, MaMe, ToMe, Ward
 from mame_lab.model_summary import summary
 from mame_lab.models import apply, remove
+from mame_lab.targets import solve
 
-__all__ = ["Drop", "MaMe", "MameLabError", "ToMe", "UnsupportedModelError", "Ward", "apply", "remove", "summary"]
+__all__ = [
+    "Drop",
+    "MaMe",
+    "MameLabError",
+    "ToMe",
+    "UnsupportedModelError",
+    "Ward",
+    "apply",
+    "remove",
+    "solve",
+    "summary",
+]
 __version__ = "0.1.0"

@@ -79,10 +79,17 @@ class EvalConfig(Config):
     Args:
         ckpt: a checkpoint of train.py; None evaluates the model's own weights, without training.
         benchmark: instead of one evaluation, many methods side by side.
+        visualize: test images, up to 64, over which to draw which patches became which token (merging.png); the tokens
+            after each block are drawn too (tokens.png). 0: no pictures.
     """
 
     ckpt: str | None = None
     benchmark: Any = None
+    visualize: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.visualize <= 64:
+            raise MameLabError(f"visualize={self.visualize} is out of range: give a number of images from 0 to 64")
 
 
 # Groups with several classes, the key that tells which one, and the classes.

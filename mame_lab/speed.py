@@ -105,7 +105,7 @@ def training_step(
     return step
 
 
-def gflops(model: nn.Module, inputs_B: Tensor, together: bool = False) -> dict[str, float]:
+def gflops(model: Callable[[Tensor], object], inputs_B: Tensor, together: bool = False) -> dict[str, float]:
     """1e9 multiply-adds a sample, mean, of each module by its name; "" is the whole model.
 
     It is what the field reports as GFLOPs (ViT-S/16 at 224 px: 4.60), counted in the matrix products and convolutions

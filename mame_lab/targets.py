@@ -8,21 +8,10 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from lightning.pytorch import Trainer
-from omegaconf import OmegaConf
-from rich import print
-from rich.console import Console
-from rich.progress import Progress
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-
-from mame_lab import speed
-from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
 from mame_lab.merging import Method
 from mame_lab.merging.bipartite import Bipartite
@@ -30,12 +19,17 @@ from mame_lab.merging.schedule import factors, merging_blocks, over_blocks, shap
 from mame_lab.models import adapts, apply, depends_on_batch, family_of, twin, unmerged_twin
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+    from rich.progress import Progress
+    from torch import Tensor, nn
+
+    from mame_lab.data.datamodule import ImageData
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 
 # What a solved cost and a measured speed-up may be off, relative to the target, and how long to look for them.
 COST_TOLERANCE, COST_STEPS = 0.005, 16
-CALIBRATION_IMAGES = 32
+CALIBRATION_IMAGES = 16
 SPEED_TOLERANCE, SPEED_TRIALS = 0.03, 5
 
 
@@ -55,6 +49,9 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     """
     if not method.target:
         return method
+    from rich.console import Console
+    from rich.progress import Progress
+
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         search = _Search(unmerged_twin(model).eval(), method, images, progress)
@@ -72,6 +69,8 @@ def meet(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, fo
             f"mame.speedup={method.speedup} is measured on one device, here are {trainer.world_size}: solve it with "
             f"trainer.devices=1 and give back the schedule that is printed"
         )
+    from rich import print
+
     device = trainer.strategy.root_device
     images = data.sample(CALIBRATION_IMAGES, "val")[0].to(device)
     with trainer.precision_plugin.forward_context():
@@ -83,6 +82,8 @@ def meet(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, fo
 
 def save(method: Method, folder: Path) -> Path:
     """Write a method as the choice `solved` of the group `mame`, to be given back with --config-dir FOLDER."""
+    from omegaconf import OmegaConf
+
     said = {key: value for key, value in asdict(method).items() if value is not None}
     path = folder / "mame" / "solved.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,11 +93,15 @@ def save(method: Method, folder: Path) -> Path:
 
 
 def gflops(model: nn.Module, images: Tensor) -> float:
-    """`speed.gflops` of the whole model, without computing anything where the images do not matter."""
+    """`speed.gflops` of the whole model; where the images do not matter, from their shape alone."""
+    from torch.func import functional_call
+
+    from mame_lab import speed
+
     if adapts(model):
         return speed.gflops(model, images, depends_on_batch(model))[""]
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        return speed.gflops(model, mode.from_tensor(images[:1]))[""]
+    shapes = {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
+    return speed.gflops(partial(functional_call, model, shapes), images[:1].to("meta"))[""]
 
 
 class _Search:
@@ -162,6 +167,10 @@ class _Search:
 
     def speedup(self, method: Method) -> float:
         """How many times faster than the unmerged model it runs on the images."""
+        import torch
+
+        from mame_lab import speed
+
         models = {"merged": apply(twin(self.model), method), "unmerged": self.model}
         with torch.inference_mode():
             calls = {name: partial(model, self.images) for name, model in models.items()}
@@ -181,6 +190,8 @@ class _Search:
 
     def _calibrated(self, tau: float) -> list[int]:
         """In each block as many tokens as, by the mean over the images, are closer to a target than `tau`."""
+        import torch
+
         consensus = _Consensus(blocks=self.blocks, prop_attn=self.plain.prop_attn, base=self.plain, tau=tau)
         with torch.inference_mode():
             apply(twin(self.model), consensus)(self.images)

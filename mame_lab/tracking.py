@@ -89,3 +89,13 @@ def log_result(loggers: list[Logger], metrics: dict[str, float], step: int = 0) 
     """Writes the final scalars of a run (`test/ speed/ cost/ tokens/`) to every logger, at training step `step`."""
     for logger in loggers:
         logger.log_metrics(metrics, step)
+
+
+def log_pictures(loggers: list[Logger], pictures: dict[str, Path]) -> None:
+    """Gives W&B the picture files of a run, each by a name; for the CSV logger they lie in the run's folder already."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            for name, path in pictures.items():
+                logger.log_image(name, [str(path)])

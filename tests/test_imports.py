@@ -33,7 +33,9 @@ ARROWS = {
     "config": ["benchmarks", "data", "finetune", "merging", "models", "tasks", "tracking", "training"],
     "cli": [],
     "evaluation": ["comparison", "compilation", "config", "data", "models", "results", "speed"],
-    "__init__": ["merging", "model_summary", "models"],
+    "batch_effect": ["data", "models", "targets"],
+    "pictures": ["config", "data", "models", "visualize"],
+    "__init__": ["merging", "model_summary", "models", "targets"],
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

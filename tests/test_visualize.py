@@ -26,7 +26,8 @@ def step(tokens: int, *leaving: dict[int, dict[int, float]], prefix: int = 1) ->
     order_BN = torch.tensor([[*stays, *goes] for stays, goes in zip(kept, leaving, strict=True)])
     index_BK, source_BR = order_BN.split([len(kept[0]), len(leaving[0])], dim=1)
     return MergePlan(
-        W_BKR=W_BKR,
+        W_BUR=W_BKR,
+        row_BU=torch.arange(W_BKR.shape[1]).expand(len(leaving), -1),
         index_BK=index_BK,
         source_BR=source_BR,
         place_BN=order_BN.argsort(1),

@@ -69,7 +69,7 @@ class MergePlan(NamedTuple):
         y_BUC = torch.baddbmm(x_BUC * kept_BU1.to(x_BUC.dtype), share_BUR.to(x_BUC.dtype), x_BRC)
         if self.keep_norm:
             norm_BU1 = kept_BU1 * _norm(x_BUC) + share_BUR @ _norm(x_BRC)
-            scale_BU1 = norm_BU1 / _norm(y_BUC).clamp(min=torch.finfo(norm_BU1.dtype).tiny)
+            scale_BU1 = norm_BU1 / _norm(y_BUC)
             y_BUC = y_BUC * torch.where(kept_BU1 < 1, scale_BU1**self.keep_norm, 1).to(y_BUC.dtype)
         return _add(x_BKC, self.row_BU, y_BUC - x_BUC), _add(size_BK1, self.row_BU, gained_BU1)
 
@@ -170,4 +170,7 @@ def _add(x_BKC: Tensor, row_BU: Tensor, y_BUC: Tensor) -> Tensor:
 
 
 def _norm(x_BNC: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True, dtype=torch.promote_types(x_BNC.dtype, torch.float32))
+    """The norm of every token, not quite 0 where it is 0, so that it has a quotient and a gradient."""
+    dtype = torch.promote_types(x_BNC.dtype, torch.float32)
+    norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True, dtype=dtype)
+    return norm_BN1.clamp(min=torch.finfo(dtype).tiny)

@@ -166,4 +166,5 @@ def attention_bias(size_BN1: Tensor, valid_BN: Tensor | None, prop_attn: bool) -
 def _full_precision(x: Tensor) -> AbstractContextManager:
     """No autocast: weights, sizes and their sums are float32 where half precision would lose mass."""
     device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if enabled else nullcontext()

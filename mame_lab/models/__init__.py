@@ -70,6 +70,11 @@ def remove(model: nn.Module) -> nn.Module:
     return model
 
 
+def merges(model: nn.Module) -> bool:
+    """Whether merging is applied to the model, and not off."""
+    return "method" in vars(model)
+
+
 def depends_on_batch(model: nn.Module) -> bool:
     """Whether merging in the model makes a sample's cost depend on its batch."""
     method = vars(model).get("method")

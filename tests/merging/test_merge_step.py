@@ -390,6 +390,17 @@ def test_padding_has_finite_gradients(method):
     assert (attention[:, :, -1][~state.valid_BN[:, -1]] == 0).all()
 
 
+def test_tokens_that_are_zero_have_finite_gradients():
+    """Their norms have no quotient."""
+    x, inputs = rand(torch.Generator().manual_seed(0), 2, 1, 5, 4)
+    x[:, :2], inputs[:, 1] = 0, inputs[:, 0]
+    x.requires_grad_()
+    y, _ = Ward(r=1).plan(plain(x)._replace(input_BNC=inputs), 1).merge(x, torch.ones(1, 5, 1, dtype=x.dtype))
+    assert torch.equal(y, x[:, [0, 2, 3, 4]])
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+
+
 def test_plan_of_no_merge_is_the_identity():
     x = torch.randn(2, 9, 5)
     plan = make_plan(plain(x, 2), torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 4, 3), None, keep_norm=0.5)

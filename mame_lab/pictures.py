@@ -1,0 +1,65 @@
+"""The pictures of an evaluation: which patches became which token in some test images, and how many tokens are left.
+
+D blocks, M images.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from mame_lab.config import EvalConfig
+from mame_lab.data.datamodule import ImageData
+from mame_lab.errors import MameLabError
+from mame_lab.models import family_of, merges, twin, unmerged_twin
+from mame_lab.visualize import merging_figure, owners, tokens_figure, unnormalise
+
+TRACED = 256  # test images whose tokens are counted, at most
+
+
+def check(model: nn.Module, config: EvalConfig) -> None:
+    """Raise MameLabError where pictures are asked for and nothing merges."""
+    if config.visualize and not merges(model):
+        raise MameLabError(
+            f"visualize={config.visualize} shows what merging does, and mame={config.mame} does not merge: "
+            f"choose a mame that merges, or visualize=0"
+        )
+
+
+def draw(model: nn.Module, data: ImageData, trainer: Trainer, config: EvalConfig, folder: Path) -> dict[str, Path]:
+    """Write merging.png, of `config.visualize` test images, and tokens.png, over as many as `TRACED`.
+
+    Images are spread over the test set, and run in batches of `dataset.batch_size`.
+
+    Returns:
+        The two files by name, for `tracking.log_pictures`.
+    """
+    family, device, precision = family_of(model), trainer.strategy.root_device, trainer.precision_plugin
+    model = precision.convert_module(twin(model).to(device)).eval()
+    shown, traced = (data.sample(min(count, len(data.splits.test)))[0] for count in (config.visualize, TRACED))
+    shown_by_batch, traced_by_batch = (images.split(config.dataset.batch_size) for images in (shown, traced))
+    bar = {"description": "counting tokens", "transient": True, "disable": not Console().is_terminal}
+    with torch.inference_mode(), precision.forward_context():
+        plans = [family.plans(model, precision.convert_input(batch.to(device))) for batch in shown_by_batch]
+        counts = [
+            torch.stack([tokens_B.cpu() for tokens_B in family.trace(model, precision.convert_input(batch.to(device)))])
+            for batch in track(traced_by_batch, **bar)
+        ]
+    owners_by_block = [torch.cat(batches) for batches in zip(*map(owners, plans), strict=True)]
+    unmerged = int(family.trace(unmerged_twin(model), shown[:1])[0])
+    normalisation = family.data_config(model)
+    pixels = unnormalise(shown, normalisation["mean"], normalisation["std"])
+    title = f"{config.model.name}, {config.mame}"
+    figures = {
+        "merging": merging_figure(pixels, owners_by_block, family.grid(model, shown), title),
+        "tokens": tokens_figure(torch.cat(counts, 1), unmerged, title),
+    }
+    paths = {name: folder / f"{name}.png" for name in figures}
+    for name, figure in figures.items():
+        figure.savefig(paths[name])
+    return paths

@@ -1,0 +1,126 @@
+"""Targets are met, or say how far one can go."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+from families import DEPTH, build, images
+from rich.progress import Progress
+from runs import compose_config
+
+import mame_lab
+from mame_lab import config, targets
+from mame_lab.merging import Drop, MaMe, ToMe, Ward
+from mame_lab.models import apply, family_of, twin
+
+SHAPED = [Ward(flops=0.6), Ward(flops=0.6, schedule="constant"), ToMe(flops=0.6, schedule="linear"), Drop(flops=0.6)]
+SEARCHED = [
+    Ward(flops=0.6, schedule="adaptive"),
+    Ward(flops=0.6, schedule="calibrated"),
+    MaMe(flops=0.6, schedule="adaptive"),
+    ToMe(flops=0.6, schedule="calibrated"),
+]
+
+
+def share(model, method, x):
+    return targets.gflops(apply(twin(model), method), x) / targets.gflops(model, x)
+
+
+@pytest.mark.parametrize("method", SHAPED + SEARCHED, ids=str)
+def test_a_share_of_the_multiply_adds_is_met(method):
+    model, x = build("vit").float(), images(4).float()
+    solved = targets.solve(model, method, x)
+    assert not solved.target
+    assert type(model) is type(build("vit"))
+    assert share(model, solved, x) == pytest.approx(0.6, rel=0.02)
+    if method in SHAPED:
+        assert torch.equal(torch.tensor(solved.r), torch.tensor(targets.solve(model, method, x[:1] * 0).r))
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_224", "vit_base_patch16_224", "vit_small_patch14_dinov2"])
+def test_half_the_multiply_adds_of_real_models(name):
+    model = timm.create_model(name, img_size=224, num_classes=0)
+    x = torch.zeros(1, 3, 224, 224)
+    assert share(model, targets.solve(model, Ward(flops=0.5), x), x) == pytest.approx(0.5, rel=0.02)
+
+
+def test_shapes_of_the_lists():
+    model, x = build("vit").float(), images(2).float()
+    lists = {s: targets.solve(model, Ward(flops=0.7, schedule=s), x).r for s in ("constant", "linear", "rising")}
+    merging = lists["constant"][: 2 * DEPTH // 3]
+    assert max(merging) - min(merging) <= 1
+    assert lists["constant"][2 * DEPTH // 3 :] == [0] * (DEPTH - len(merging))
+    assert lists["linear"] == sorted(lists["linear"], reverse=True)
+    assert lists["rising"][0] == 0
+    left, fractions = math.prod(family_of(model).grid(model, x)), []
+    for leave in lists["rising"]:
+        fractions.append(leave / left)
+        left -= leave
+    assert all(b > a - 1 / 16 for a, b in pairwise(fractions))
+
+
+def test_a_calibrated_list_is_where_the_mean_over_images_is_above_one_threshold():
+    model, x = build("vit").float(), images(6).float()
+    solved = targets.solve(model, Ward(flops=0.6, schedule="calibrated", blocks=[1, 3]), x)
+    assert [bool(leave) for leave in solved.r] == [block in (1, 3) for block in range(DEPTH)]
+
+
+def test_a_speed_up_is_measured(monkeypatch):
+    """A machine on which the time is the multiply-adds and a constant."""
+    model, x = build("vit").float(), images(2).float()
+    search = lambda self, method: 1 / (0.2 + 0.8 * self.cost(method))  # noqa: E731
+    monkeypatch.setattr(targets._Search, "speedup", search)
+    solved = targets.solve(model, Ward(speedup=1.4), x)
+    assert 1 / (0.2 + 0.8 * share(model, solved, x)) == pytest.approx(1.4, rel=0.04)
+
+
+def test_a_real_speed_up_is_above_one():
+    model, x = timm.create_model("vit_tiny_patch16_224", depth=3), torch.randn(4, 3, 224, 224)
+    search = targets._Search(model.eval(), Ward(speedup=1.2), x, Progress())
+    assert search.speedup(Ward(r=90, blocks=1)) > 1.1
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (Ward(flops=0.05), r"mame.flops=0.05 is out of reach: with mame.schedule=rising at least 0.\d\d of the mult"),
+        (Ward(speedup=40), r"mame.speedup=40 is out of reach"),
+        (ToMe(flops=0.5, schedule="adaptive"), "mame.schedule=adaptive is not for mame=tome, which needs a budget"),
+        (Drop(flops=0.5, schedule="calibrated"), "mame.schedule=calibrated is not for mame=drop"),
+    ],
+    ids=str,
+)
+def test_out_of_reach(method, message):
+    with pytest.raises(mame_lab.MameLabError, match=message):
+        targets.solve(build("vit").float(), method, images(2).float())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"flops": 1.5}, "mame.flops=1.5 is out of range"),
+        ({"speedup": 0.5}, "mame.speedup=0.5 is out of range"),
+        ({"flops": 0.5, "r": 8}, "mame.r=8 and mame.flops=0.5 exclude each other"),
+        ({"flops": 0.5, "tau": 0.9}, "mame.flops=0.5 and mame.tau=0.9 exclude each other"),
+        ({"r": 8, "schedule": "calibrated"}, "mame.schedule=calibrated is not known here"),
+        ({"r": 8, "schedule": "falling"}, "mame.schedule=falling is not known here: choose from constant, linear"),
+    ],
+    ids=str,
+)
+def test_contradictions(settings, message):
+    with pytest.raises(mame_lab.MameLabError, match=message):
+        Ward(**settings)
+
+
+def test_an_unsolved_target_cannot_be_applied():
+    with pytest.raises(mame_lab.MameLabError, match=r"apply what mame_lab.solve makes of them"):
+        mame_lab.apply(build("vit"), flops=0.5)
+
+
+def test_a_solved_schedule_can_be_given_back(tmp_path):
+    solved = Ward(r=[0, 3, 5, 2, 1, 0], prop_attn=False)
+    targets.save(solved, tmp_path)
+    given = compose_config("eval", [f"hydra.searchpath=[file://{tmp_path}]", "mame=solved"])
+    assert Ward(**config.plain(given.mame)) == solved
