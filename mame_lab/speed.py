@@ -59,7 +59,7 @@ def time_interleaved(
     progress = Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
     order, taken = list(arms), {name: [] for name in arms}
     with progress:
-        task = progress.add_task(f"timing {', '.join(arms)}", total=1.0)
+        task = progress.add_task(f"timing {len(arms)} arms in turns", total=1.0)
         progress.refresh()
         for _ in range(warmup):
             for call in arms.values():

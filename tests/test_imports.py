@@ -29,7 +29,7 @@ ARROWS = {
     "comparison": ["fidelity", "results"],
     "compilation": [],
     "targets": ["data", "merging", "models", "speed"],
-    "benchmarks": ["comparison", "data", "fidelity", "merging", "models", "speed", "targets"],
+    "benchmarks": ["comparison", "compilation", "data", "fidelity", "merging", "models", "speed", "targets"],
     "config": ["benchmarks", "data", "finetune", "merging", "models", "tasks", "tracking", "training"],
     "cli": [],
     "evaluation": ["comparison", "compilation", "config", "data", "models", "results", "speed"],

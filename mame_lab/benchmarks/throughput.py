@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mame_lab import speed
 from mame_lab.benchmarks.settings import Throughput
+from mame_lab.compilation import compile_models
 from mame_lab.data.datamodule import ImageData
 from mame_lab.merging import METHODS, Method
 from mame_lab.merging.plan import MergePlan
@@ -40,7 +41,7 @@ class Row(NamedTuple):
         speedup: times faster than the unmerged model, median over the rounds.
         ideal: the ratio of multiply-adds.
         realised: the share of the ideal speed-up that has arrived.
-        merging: the share of its time that goes to the merge steps.
+        merging: the share of its time that goes to the merge steps; None where they cannot be timed alone.
     """
 
     batch: int
@@ -49,7 +50,7 @@ class Row(NamedTuple):
     speedup: float
     ideal: float
     realised: float
-    merging: float
+    merging: float | None
 
 
 def run(settings: Throughput, model: nn.Module, data: ImageData, trainer: Trainer, folder: Path) -> None:
@@ -62,25 +63,30 @@ def run(settings: Throughput, model: nn.Module, data: ImageData, trainer: Traine
 
 
 def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Trainer) -> Iterator[Row]:
-    """All arms at the first batch size, then at the next."""
+    """All arms at the first batch size, then at the next; a compiled arm against the compiled unmerged model."""
     device = trainer.strategy.root_device
     model = model.to(device).eval()
     methods = {name: METHODS[name](r=settings.r, blocks=settings.blocks) for name in settings.methods}
     models = {UNMERGED: model} | {name: apply(twin(model), method) for name, method in methods.items()}
     images = trainer.precision_plugin.convert_input(data.sample(max(settings.batch_sizes))[0].to(device))
-    cost = {name: gflops(each, images) for name, each in models.items()}
-    limits = {"max_rounds": settings.rounds, "min_rounds": settings.rounds}
+    ideal = {name: gflops(model, images) / gflops(each, images) for name, each in models.items()}
+    compiled = {name: twin(each) for name, each in models.items()} if settings.compiled else {}
+    compile_models(*compiled.values())
     for batch in settings.batch_sizes:
+        forwards = {(name, ""): each for name, each in models.items()}
+        forwards |= {(name, "compiled"): each for name, each in compiled.items()}
+        arms: dict[Any, Callable[[], object]] = {arm: partial(each, images[:batch]) for arm, each in forwards.items()}
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            arms: dict[str, Callable[[], object]] = {n: partial(each, images[:batch]) for n, each in models.items()}
-            steps = {name: _merge_steps(model, method, images[:batch]) for name, method in methods.items()}
-            taken = speed.time_interleaved(
-                arms | {f"{name} steps": call for name, call in steps.items()}, device, **limits
+            steps = {(name, "steps"): _merge_steps(model, method, images[:batch]) for name, method in methods.items()}
+            limits = {"max_rounds": settings.rounds, "min_rounds": settings.rounds}
+            taken = speed.time_interleaved(arms | steps, device, **limits)
+        for name, how in forwards:
+            seconds = median(taken[name, how])
+            speedup = speed.speedup(taken[name, how], taken[UNMERGED, how])
+            merging = None if how or name == UNMERGED else median(taken[name, "steps"]) / seconds
+            yield Row(
+                batch, f"{name} {how}".strip(), batch / seconds, speedup, ideal[name], speedup / ideal[name], merging
             )
-        for name in models:
-            speedup, ideal = speed.speedup(taken[name], taken[UNMERGED]), cost[UNMERGED] / cost[name]
-            merging = median(taken[f"{name} steps"]) / median(taken[name]) if name in methods else 0.0
-            yield Row(batch, name, batch / median(taken[name]), speedup, ideal, speedup / ideal, merging)
 
 
 def _merge_steps(model: nn.Module, method: Method, images: Tensor) -> Callable[[], None]:
@@ -119,12 +125,14 @@ def table(found: list[Row]) -> Table:
     for header in ("batch", "", "samples/s", "speed-up", "FLOP-ideal", "realised", "merge steps"):
         rows.add_column(header)
     for row in found:
+        cells = [row.arm, f"{row.samples_per_s:.1f}"]
+        if not row.arm.startswith(UNMERGED):
+            cells += [f"{row.speedup:.2f}x", f"{row.ideal:.2f}x", f"{100 * row.realised:.0f} %"]
+        if row.merging is not None:
+            cells.append(f"{100 * row.merging:.1f} %")
         if row.arm == UNMERGED:
             rows.add_section()
-            rows.add_row(str(row.batch), row.arm, f"{row.samples_per_s:.1f}")
-        else:
-            speeds = f"{row.speedup:.2f}x", f"{row.ideal:.2f}x", f"{100 * row.realised:.0f} %"
-            rows.add_row("", row.arm, f"{row.samples_per_s:.1f}", *speeds, f"{100 * row.merging:.1f} %")
+        rows.add_row(str(row.batch) if row.arm == UNMERGED else "", *cells)
     return rows
 
 
@@ -132,7 +140,7 @@ def figure(found: list[Row]) -> Figure:
     """Speed-up over the batch size, one line for each method, with the FLOP-ideal one as a dashed line."""
     plot = Figure(figsize=(7, 5), layout="constrained")
     axes = plot.subplots()
-    for arm in dict.fromkeys(row.arm for row in found if row.arm != UNMERGED):
+    for arm in dict.fromkeys(row.arm for row in found if not row.arm.startswith(UNMERGED)):
         line = [row for row in found if row.arm == arm]
         (drawn,) = axes.plot([row.batch for row in line], [row.speedup for row in line], marker="o", label=arm)
         axes.plot([row.batch for row in line], [row.ideal for row in line], "--", color=drawn.get_color(), alpha=0.5)

@@ -108,8 +108,9 @@ class Method(ABC):
         return make_schedule(self.r, self.blocks, depth, self.clamp, self.schedule or "constant")
 
     def __str__(self) -> str:
-        told = {entry.name: getattr(self, entry.name) for entry in fields(self)[1:]}
-        return f"{self.method}({', '.join(f'{key}={value}' for key, value in told.items() if value is not None)})"
+        """The method and the settings that are not defaults."""
+        values = {entry.name: (getattr(self, entry.name), entry.default) for entry in fields(self)[1:]}
+        return f"{self.method}({', '.join(f'{name}={x}' for name, (x, default) in values.items() if x != default)})"
 
     @abstractmethod
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:

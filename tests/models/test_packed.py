@@ -196,14 +196,19 @@ def test_a_step_is_given_what_its_block_computed(method: Method):
     assert torch.equal(seen["tokens"].x_BNC, norm2["x"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("family", SOME)
 @torch.no_grad()
-def test_packed_on_a_gpu_in_half_precision_equals_padded(family, dtype):
-    """On copies, whose selection has a margin."""
+def test_packed_equals_padded_in_half_precision(family, dtype, device):
+    """On copies, whose selection has a margin. A GPU packs with one variable-length kernel."""
     model = build(family)
-    x = copies(model).to("cuda", dtype)
-    model = model.to("cuda", dtype)
+    x = copies(model).to(device, dtype)
+    model = model.to(device, dtype)
     expected = outputs(mame_lab.apply(model, tau=0.9), x)
-    assert_equal(outputs(mame_lab.apply(model, tau=0.9, batch="packed"), x), expected, 8 * torch.finfo(dtype).eps)
+    actual = outputs(mame_lab.apply(model, tau=0.9, batch="packed"), x)
+    assert any(plan is not None and plan.valid_BK is not None for plan in family_of(model).plans(model, x))
+    assert_equal(actual, expected, 4 * torch.finfo(dtype).eps)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mame_lab
-from mame_lab.merging import Drop, ToMe, Ward
+from mame_lab.merging import ToMe, Ward
 from mame_lab.merging.state import MergeState
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.timm import load, loading
@@ -194,7 +194,7 @@ def pretrained():
 
 @torch.no_grad()
 def test_pretrained_features_move_little_and_less_with_proportional_attention(pretrained):
-    """On real weights the errors order themselves: no merge, few, many, by keys, by chance, sizes forgotten."""
+    """On real weights the errors order themselves: no merge, few, many, many by keys, sizes forgotten."""
     from sklearn.datasets import load_sample_images
 
     photos = [torch.tensor(image).permute(2, 0, 1) / 255 for image in load_sample_images().images]
@@ -211,5 +211,5 @@ def test_pretrained_features_move_little_and_less_with_proportional_attention(pr
 
     few, many, forgotten = error(Ward(r=8)), error(Ward(r=24)), error(Ward(r=24, prop_attn=False))
     assert 0 < few < many < 0.2 < forgotten
-    assert many < error(ToMe(r=24)) < error(Drop(r=24))
+    assert many < error(ToMe(r=24)) < 0.2
     assert 0 < error(Ward()) < 0.1
