@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -19,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+Arm = TypeVar("Arm")
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,14 @@ class Timing:
 
 
 def time_interleaved(
-    arms: Mapping[str, Callable[[], object]],
+    arms: Mapping[Arm, Callable[[], object]],
     device: torch.device | str,
     *,
     max_rounds: int = 30,
     min_rounds: int = 3,
     warmup: int = 2,
     seconds: float = 20.0,
-) -> dict[str, list[float]]:
+) -> dict[Arm, list[float]]:
     """Seconds of each call of each arm; round i of one arm stands beside round i of the others.
 
     The arms are called in turn, in an order that reverses every round, so that a drift of the machine (heat, clock,

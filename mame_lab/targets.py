@@ -55,9 +55,10 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         search = _Search(unmerged_twin(model).eval(), method, images, progress)
-        if method.speedup is not None:
-            return search.by_speed(method.speedup)
-        return search.by_cost(method.flops, f"mame.flops={method.flops}")
+        if method.flops is not None:
+            return search.by_cost(method.flops, f"mame.flops={method.flops}")
+        assert method.speedup is not None
+        return search.by_speed(method.speedup)
 
 
 def meet(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> Method:
@@ -177,7 +178,7 @@ class _Search:
             taken = speed.time_interleaved(calls, self.images.device, max_rounds=15, seconds=5.0)
         return speed.speedup(taken["merged"], taken["unmerged"])
 
-    def _shaped(self, strength: float) -> list[int]:
+    def _shaped(self, strength: float) -> list[int | None]:
         """Amounts of the shape: fractions of the tokens that are there if it rises, else tokens."""
         if self.schedule == "rising":
             amounts = shaped(strength / (1 + 1e-9 - strength), self.schedule, len(self.blocks))
@@ -188,7 +189,7 @@ class _Search:
             amounts = [int(after) - int(before) for before, after in pairwise((0, *totals))]
         return over_blocks(amounts, self.blocks, self.depth, clamp=True).walk(self.patches)
 
-    def _calibrated(self, tau: float) -> list[int]:
+    def _calibrated(self, tau: float) -> list:
         """In each block as many tokens as, by the mean over the images, are closer to a target than `tau`."""
         import torch
 

@@ -67,8 +67,8 @@ class Frontier(Benchmark):
     tome_r: list[int] = field(default_factory=lambda: [8, 16, 24, 28])
     tome_blocks: list[int] = field(default_factory=lambda: [12, 12, 8, 8])
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    images: int = 64
-    calibration_images: int = 32
+    images: int = 32
+    calibration_images: int = 16
     batch_size: int = 16
 
     def __post_init__(self) -> None:

@@ -77,9 +77,9 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
         forwards |= {(name, "compiled"): each for name, each in compiled.items()}
         arms: dict[Any, Callable[[], object]] = {arm: partial(each, images[:batch]) for arm, each in forwards.items()}
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            steps = {(name, "steps"): _merge_steps(model, method, images[:batch]) for name, method in methods.items()}
+            arms |= {(name, "steps"): _merge_steps(model, method, images[:batch]) for name, method in methods.items()}
             limits = {"max_rounds": settings.rounds, "min_rounds": settings.rounds}
-            taken = speed.time_interleaved(arms | steps, device, **limits)
+            taken = speed.time_interleaved(arms, device, **limits)
         for name, how in forwards:
             seconds = median(taken[name, how])
             speedup = speed.speedup(taken[name, how], taken[UNMERGED, how])

@@ -49,6 +49,7 @@ class Drop(Method):
         from mame_lab.merging import matching
         from mame_lab.merging.plan import make_plan
 
+        assert leave is not None  # `schedule_for` refuses to go without a budget.
         _, source_BSC = tokens.split(tokens.size_BN1)
         score_BS = torch.rand_like(source_BSC[..., 0])
         return make_plan(tokens, matching.closest(score_BS[:, None], leave), None, leave)

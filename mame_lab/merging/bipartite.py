@@ -98,5 +98,6 @@ class Adaptive(Bipartite):
         return super().schedule_for(depth)
 
     def above(self, similarity_BTS: Tensor) -> Tensor:
+        assert self.tau is not None
         leaves_BS = similarity_BTS.amax(1) > self.tau
         return leaves_BS & leaves_BS.all(0) if self.batch == "union" else leaves_BS

@@ -132,4 +132,6 @@ def shaped(r: float, shape: str, blocks: int) -> list[int | float]:
 
 def factors(shape: str, blocks: int) -> list[float]:
     """How many times the average amount leaves in each of the merging blocks."""
-    return [SHAPES[shape](block / max(1, blocks - 1)) for block in range(blocks)]
+    if blocks == 1:
+        return [1.0]
+    return [SHAPES[shape](block / (blocks - 1)) for block in range(blocks)]

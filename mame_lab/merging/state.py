@@ -87,7 +87,7 @@ class MergeState(NamedTuple):
         tokens = self._tokens(method, x_BNC, input_BNC, attention)
         plan, x_BKC, size_BK1, bias_B11K = merge_step(method, tokens, leave)
         packing = None
-        if self.pack and plan.valid_BK is not None:
+        if self.pack and plan.valid_BK is not None and bias_B11K is not None:
             packing = make_packing(plan.valid_BK, bias_B11K)
             x_BKC = packing.pack(x_BKC)
         origin_BK = plan.index_BK if self.origin_BN is None else self.origin_BN.gather(1, plan.index_BK)
@@ -131,7 +131,7 @@ class MergeState(NamedTuple):
         size_BN1 = self.size_BN1
         if size_BN1 is None:
             size_BN1 = x_BNC.new_ones(*x_BNC.shape[:2], 1, dtype=torch.promote_types(x_BNC.dtype, torch.float32))
-        key_BND = self.unpack(attention.keys[0].mean(1)) if method.needs_keys else None
+        key_BND = self.unpack(attention.keys[0].mean(1)) if attention is not None and method.needs_keys else None
         return Tokens(x_BNC, input_BNC, size_BN1, self.prefix, self.valid_BN, key_BND)
 
 
@@ -148,7 +148,7 @@ def make_packing(valid_BN: Tensor, bias_B11N: Tensor) -> Packing:
     """The layout that leaves padding out. Costs one synchronisation with the device."""
     lengths = tuple(valid_BN.sum(1).tolist())
     index_M = torch.nonzero_static(valid_BN.flatten(), size=sum(lengths))[:, 0]
-    return Packing(index_M, lengths, tuple(valid_BN.shape), bias_B11N.flatten()[index_M])
+    return Packing(index_M, lengths, (valid_BN.shape[0], valid_BN.shape[1]), bias_B11N.flatten()[index_M])
 
 
 def attention_bias(size_BN1: Tensor, valid_BN: Tensor | None, prop_attn: bool) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
-from mame_lab.models.timm.forward import MergingTransformer
+from mame_lab.models.timm.forward import MergingTransformer, TimmTransformer
 from mame_lab.models.timm.loading import build, data_config, load, load_weights
 from mame_lab.models.timm.support import architecture_of
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def attach(model: nn.Module, method: Method) -> None:
+def attach(model: TimmTransformer, method: Method) -> None:
     """Give the model its way through merging, replacing an earlier one; a method that is off leaves plain timm.
 
     Raises:
@@ -50,7 +50,7 @@ def attach(model: nn.Module, method: Method) -> None:
         block.__class__ = architecture.merging_block
 
 
-def detach(model: nn.Module) -> None:
+def detach(model: TimmTransformer) -> None:
     """Give back timm's own classes, whose parameters never changed."""
     if isinstance(model, MergingTransformer):
         architecture = architecture_of(model)
@@ -60,12 +60,12 @@ def detach(model: nn.Module) -> None:
             block.__class__ = architecture.block
 
 
-def classifier(model: nn.Module) -> nn.Module:
+def classifier(model: TimmTransformer) -> nn.Module:
     """The module that features enter and logits leave; an identity where the model has no head."""
     return model.get_classifier()
 
 
-def match_classes(model: nn.Module, classes: int) -> bool:
+def match_classes(model: TimmTransformer, classes: int) -> bool:
     """Give the model a fresh head where it has not the classes of the data. Returns whether it did."""
     fits = model.num_classes == classes
     if not fits:
@@ -73,22 +73,23 @@ def match_classes(model: nn.Module, classes: int) -> bool:
     return not fits
 
 
-def block_names(model: nn.Module) -> list[str]:
+def block_names(model: TimmTransformer) -> list[str]:
     """The names of the blocks, in order."""
     return [f"blocks.{index}" for index in range(len(model.blocks))]
 
 
-def plans(model: nn.Module, x: Tensor) -> list[MergePlan | None]:
+def plans(model: TimmTransformer, x: Tensor) -> list[MergePlan | None]:
     """The merge step of each block, None where it has none."""
     return model.plans(x) if isinstance(model, MergingTransformer) else [None] * len(model.blocks)
 
 
-def grid(model: nn.Module, x: Tensor) -> tuple[int, int]:
+def grid(model: TimmTransformer, x: Tensor) -> tuple[int, int]:
     """Rows and columns of the patch tokens of these images."""
-    return model.patch_embed.dynamic_feat_size(x.shape[-2:])
+    height, width = x.shape[-2:]
+    return model.patch_embed.dynamic_feat_size((height, width))
 
 
-def trace(model: nn.Module, x: Tensor) -> list[Tensor]:
+def trace(model: TimmTransformer, x: Tensor) -> list[Tensor]:
     """Tokens of every sample after each block, prefix counted, padding not: D integer tensors of shape (B,)."""
     counts = [torch.full((len(x),), math.prod(grid(model, x)) + model.num_prefix_tokens)]
     for plan in plans(model, x):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from timm.models._features import feature_take_indices
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -17,6 +19,7 @@ from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
 
 POOLS = ("", "token", "avg", "map")
+TimmTransformer = VisionTransformer | Eva
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class MergingTransformer(nn.Module):
 
     method: Method
     schedule: Schedule
+    blocks: nn.Sequential
+    num_prefix_tokens: int
+    global_pool: str
+    grad_checkpointing: bool
 
     def embed(self, x: Tensor) -> tuple[Tensor, Any]:
         """The tokens that enter the first block, and what `block_inputs` needs."""

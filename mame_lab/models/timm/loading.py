@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mame_lab.errors import MameLabError
 from mame_lab.models.settings import ModelSettings
+from mame_lab.models.timm.forward import TimmTransformer
 from mame_lab.models.timm.support import architecture_of
 
 
@@ -104,10 +105,11 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str, head_o
             raise MameLabError(f"{origin} does not fit the model: it {kind} {len(keys)} tensors, {keys[0]} among them")
 
 
-def data_config(model: nn.Module) -> dict[str, Any]:
+def data_config(model: TimmTransformer) -> dict[str, Any]:
     """What the model expects of its images: size (H, W), mean, std, interpolation, crop_pct, crop_mode."""
     config = resolve_model_data_config(model)
-    config["size"] = tuple(model.patch_embed.img_size or config["input_size"][1:])
+    size: Any = model.patch_embed.img_size or config["input_size"][1:]
+    config["size"] = tuple(size)
     del config["input_size"]
     return config
 

@@ -1,5 +1,7 @@
 """Which timm models can be merged: those whose forward pass is known, by the exact types of their parts."""
 
+from typing import Any
+
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import nn
 
@@ -27,7 +29,7 @@ def architecture_of(model: nn.Module) -> Architecture:
     raise _unsupported(model, "it has a forward pass of its own")
 
 
-def _check(model: nn.Module, architecture: Architecture) -> None:
+def _check(model: Any, architecture: Architecture) -> None:
     for block in model.blocks:
         if type(block) not in (architecture.block, architecture.merging_block):
             raise _unsupported(model, f"it has blocks of class {_name(block)}")
