@@ -35,7 +35,7 @@ def test_throughput_times_arms_in_turns(entry_point, tmp_path, capsys):
                 "benchmark.rounds=3", "benchmark.methods=[ward,tome]")  # fmt: skip
     rows = read(tmp_path, "throughput.csv")
     assert [(row["batch"], row["arm"]) for row in rows] == [
-        (batch, arm) for batch in "13" for arm in ("unmerged", "ward", "tome")
+        (batch, arm) for batch in "13" for arm in ("unmerged", "ward(r=8)", "tome(r=8)")
     ]
     for row in rows:
         assert float(row["realised"]) == pytest.approx(float(row["speedup"]) / float(row["ideal"]))
@@ -65,3 +65,11 @@ def test_a_table_has_a_row_an_arm_and_a_line_each():
 def test_settings_that_are_wrong(settings, message):
     with pytest.raises(MameLabError, match=message):
         Frontier(**settings)
+
+
+def test_throughput_of_a_threshold_padded_and_packed(entry_point, tmp_path):
+    entry_point("eval", tmp_path, *TINY, "benchmark=throughput", "benchmark.tau=0.5", "benchmark.batch_sizes=[4]",
+                "benchmark.rounds=3", "benchmark.methods=[ward]")  # fmt: skip
+    rows = {row["arm"]: row for row in read(tmp_path, "throughput.csv")}
+    assert list(rows) == ["unmerged", "ward(tau=0.5)", "ward(tau=0.5, batch=packed)"]
+    assert rows["ward(tau=0.5)"]["ideal"] == rows["ward(tau=0.5, batch=packed)"]["ideal"]

@@ -96,6 +96,7 @@ class Throughput(Benchmark):
     Args:
         methods: what is timed, each with `r` tokens that leave in `blocks`.
         r, blocks: the budget of all methods: see `Method`.
+        tau: a threshold instead of the budget, with a batch both padded and packed: see `Adaptive`.
         batch_sizes: images in a timed batch, one row of the table each.
         compiled: time every arm compiled as well.
         rounds: timed calls of each arm.
@@ -105,6 +106,7 @@ class Throughput(Benchmark):
     methods: list[str] = field(default_factory=lambda: ["ward", "paper", "tome"])
     r: int = 13
     blocks: int | None = None
+    tau: float | None = None
     batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 64])
     compiled: bool = False
     rounds: int = 20

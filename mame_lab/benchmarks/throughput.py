@@ -23,6 +23,7 @@ from mame_lab.compilation import compile_models
 from mame_lab.data.datamodule import ImageData
 from mame_lab.merging import METHODS, Method
 from mame_lab.merging.plan import MergePlan
+from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import merge_step
 from mame_lab.merging.tokens import Tokens
 from mame_lab.models import apply, twin
@@ -39,7 +40,7 @@ class Row(NamedTuple):
         arm: the method, or unmerged.
         samples_per_s: images a second, median.
         speedup: times faster than the unmerged model, median over the rounds.
-        ideal: the ratio of multiply-adds.
+        ideal: the ratio of multiply-adds, mean over the images; padding does not count.
         realised: the share of the ideal speed-up that has arrived.
         merging: the share of its time that goes to the merge steps; None where they cannot be timed alone.
     """
@@ -66,12 +67,13 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
     """All arms at the first batch size, then at the next; a compiled arm against the compiled unmerged model."""
     device = trainer.strategy.root_device
     model = model.to(device).eval()
-    methods = {name: METHODS[name](r=settings.r, blocks=settings.blocks) for name in settings.methods}
+    methods = {str(method): method for method in _methods(settings)}
     models = {UNMERGED: model} | {name: apply(twin(model), method) for name, method in methods.items()}
     images = trainer.precision_plugin.convert_input(data.sample(max(settings.batch_sizes))[0].to(device))
     ideal = {name: gflops(model, images) / gflops(each, images) for name, each in models.items()}
     compiled = {name: twin(each) for name, each in models.items()} if settings.compiled else {}
-    compile_models(*compiled.values())
+    if compiled:
+        compile_models(*compiled.values())
     for batch in settings.batch_sizes:
         forwards = {(name, ""): each for name, each in models.items()}
         forwards |= {(name, "compiled"): each for name, each in compiled.items()}
@@ -89,9 +91,18 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
             )
 
 
+def _methods(settings: Throughput) -> Iterator[Method]:
+    for name in settings.methods:
+        if settings.tau is None:
+            yield METHODS[name](r=settings.r, blocks=settings.blocks)
+        else:
+            for batch in ("per_sample", "packed"):
+                yield METHODS[name](tau=settings.tau, batch=batch, blocks=settings.blocks)
+
+
 def _merge_steps(model: nn.Module, method: Method, images: Tensor) -> Callable[[], None]:
     """A call that does the merge steps of one forward pass and nothing else."""
-    spy = _Spy(r=method.r, blocks=method.blocks, base=method)
+    spy = _Spy(base=method)
     apply(twin(model), spy)(images)
 
     def steps() -> None:
@@ -113,6 +124,9 @@ class _Spy(Method):
     @property
     def needs_keys(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.base.needs_keys
+
+    def schedule_for(self, depth: int) -> Schedule:
+        return self.base.schedule_for(depth)
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
         self.steps.append((tokens, leave))
