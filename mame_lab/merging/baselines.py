@@ -20,7 +20,7 @@ class ToMe(Bipartite):
     """Bipartite soft matching (Bolya et al., Token Merging: Your ViT But Faster, arXiv 2210.09461), from its paper.
 
     The cosine similarity of the attention keys, mean over heads, decides; a source goes whole to its nearest target.
-    Sums of sizes and of size times token are kept.
+    Sums of sizes and of size times token are kept. In rotary models the keys are those after rotation.
     """
 
     method: str = "tome"

@@ -33,11 +33,10 @@ class Bipartite(Method):
     keep_norm: ClassVar[float] = 0.0
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
-        from mame_lab.merging import matching
         from mame_lab.merging.plan import make_plan
 
         similarity_BTS = self.similarity(tokens)
-        leaves_BS = self.above(similarity_BTS) if leave is None else matching.closest(similarity_BTS, leave)
+        leaves_BS = self.leaving(similarity_BTS, leave)
         return make_plan(tokens, leaves_BS, self.targets(similarity_BTS), leave, self.keep_norm)
 
     @abstractmethod
@@ -48,9 +47,12 @@ class Bipartite(Method):
         """Where each source would go: nearest_BS, or W_BTS (see `make_plan`). Here: whole to its nearest target."""
         return similarity_BTS.argmax(1)
 
-    def above(self, similarity_BTS: Tensor) -> Tensor:
-        """leaves_BS: True for the sources that leave where no budget says how many. Of `Adaptive` alone."""
-        raise NotImplementedError
+    def leaving(self, similarity_BTS: Tensor, leave: int | None) -> Tensor:
+        """leaves_BS: True for the sources that leave."""
+        from mame_lab.merging import matching
+
+        assert leave is not None  # `schedule_for` refuses to go without a budget.
+        return matching.closest(similarity_BTS, leave)
 
 
 @dataclass
@@ -97,7 +99,9 @@ class Adaptive(Bipartite):
             return Schedule((0,) * depth)
         return super().schedule_for(depth)
 
-    def above(self, similarity_BTS: Tensor) -> Tensor:
+    def leaving(self, similarity_BTS: Tensor, leave: int | None) -> Tensor:
+        if leave is not None:
+            return super().leaving(similarity_BTS, leave)
         assert self.tau is not None
         leaves_BS = similarity_BTS.amax(1) > self.tau
         return leaves_BS & leaves_BS.all(0) if self.batch == "union" else leaves_BS

@@ -27,14 +27,14 @@ class Ward(Adaptive):
     What that gives up: no gradient passes through W, and size times token is not kept (the sizes are).
 
     Args:
-        tau: see `Adaptive`; 0.93 if neither `tau` nor `r` is set. It has no meaning together with `r`.
+        tau: see `Adaptive`; 0.95 if neither `tau` nor `r` is set. It has no meaning together with `r`.
         blocks: see `Method`; adaptive merging without it takes place in all blocks: the threshold finds those in which
             merging is harmless.
         method, r, prop_attn, clamp, batch: see `Adaptive`.
     """
 
     method: str = "ward"
-    default_tau: ClassVar[float] = 0.93
+    default_tau: ClassVar[float] = 0.95
     keep_norm: ClassVar[float] = 0.5
 
     def __post_init__(self) -> None:

@@ -31,8 +31,8 @@ def _fresh():
     counters.clear()
 
 
-def merging(family: str, budget: str, **arguments) -> torch.nn.Module:
-    return mame_lab.apply(build(family, depth=2, **arguments), BUDGETS[budget])
+def merging(family: str, budget: str, depth: int = 2, **arguments) -> torch.nn.Module:
+    return mame_lab.apply(build(family, depth=depth, **arguments), BUDGETS[budget])
 
 
 def seeded(model, x):
@@ -97,7 +97,7 @@ SIZES = [4, 3, 4, 2]
     ],
 )
 def test_what_another_batch_size_costs(dynamic, compilations):
-    model, graphs = merging("vit", "ward"), CompileCounterWithBackend("eager")
+    model, graphs = merging("vit", "ward", depth=1), CompileCounterWithBackend("eager")
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=graphs)
     counted = []
     for size in SIZES:

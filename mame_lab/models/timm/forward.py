@@ -3,6 +3,7 @@
 B batch, N tokens, K tokens that remain after merging, C channels, D depth.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +56,9 @@ class MergingTransformer(nn.Module):
     global_pool: str
     grad_checkpointing: bool
 
+    @abstractmethod
     def embed(self, x: Tensor) -> tuple[Tensor, Any]:
         """The tokens that enter the first block, and what `block_inputs` needs."""
-        raise NotImplementedError
 
     def block_inputs(self, index: int, state: MergeState, embedding: Any) -> tuple:
         """What a block is called with besides tokens and merging."""
