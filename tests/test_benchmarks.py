@@ -42,7 +42,7 @@ def test_throughput_times_arms_in_turns(entry_point, tmp_path, capsys):
         if row["arm"] != "unmerged":
             assert 0 < float(row["merging"]) < 1
             assert float(row["ideal"]) > 1
-    assert "FLOP-ideal" in capsys.readouterr().out
+    assert "realised" in capsys.readouterr().out
 
 
 def test_a_table_has_a_row_an_arm_and_a_line_each():

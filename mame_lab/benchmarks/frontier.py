@@ -99,11 +99,12 @@ class Measure:
 def table(found: list[Point]) -> Table:
     """A row for each arm, a column for each cost."""
     costs = [point.cost for point in found if point.arm == REFERENCE]
-    rows = Table(title="Feature error at equal cost, and its share of ToMe's", box=box.HORIZONTALS)
+    title = "Feature error at equal cost, and its ratio to ToMe's"
+    rows = Table(title=title, box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for header in ("", *(f"cost {cost:.3f}" for cost in costs)):
-        rows.add_column(header)
+        rows.add_column(header, no_wrap=True)
     for arm in dict.fromkeys(point.arm for point in found):
-        rows.add_row(arm, *(f"{p.error:.4f}  {p.of_tome:.2f}x" for p in found if p.arm == arm))
+        rows.add_row(arm, *(f"{p.error:.4f} {p.of_tome:.2f}x" for p in found if p.arm == arm))
     return rows
 
 

@@ -135,8 +135,9 @@ class _Spy(Method):
 
 def table(found: list[Row]) -> Table:
     """A section for each batch size."""
-    rows = Table(title="Speed against the unmerged model, same weights, same run", box=box.HORIZONTALS)
-    for header in ("batch", "", "samples/s", "speed-up", "FLOP-ideal", "realised", "merge steps"):
+    title = "Speed against the unmerged model, same weights, same run"
+    rows = Table(title=title, box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for header in ("batch", "", "samples/s", "speed-up", "ideal", "realised", "merging"):
         rows.add_column(header)
     for row in found:
         cells = [row.arm, f"{row.samples_per_s:.1f}"]
