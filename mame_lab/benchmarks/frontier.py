@@ -14,11 +14,11 @@ from rich import box, print
 from rich.table import Table
 from torch import Tensor, nn
 
-from mame_lab.benchmarks.settings import Frontier
+from mame_lab.benchmarks.settings import ARMED, Frontier
 from mame_lab.comparison import captured_input
 from mame_lab.data.datamodule import ImageData
 from mame_lab.fidelity import Fidelity
-from mame_lab.merging import METHODS, Method, ToMe
+from mame_lab.merging import Method, ToMe
 from mame_lab.models import apply, family_of, twin
 from mame_lab.targets import gflops, solve
 
@@ -69,7 +69,7 @@ def points(settings: Frontier, model: nn.Module, data: ImageData, trainer: Train
             yield Point(REFERENCE, str(reference), cost, tome_error, 1.0)
             for arm in settings.arms:
                 name, schedule = arm.split(":")
-                target = METHODS[name](flops=cost, schedule=schedule)
+                target = ARMED[name](flops=cost, schedule=schedule)
                 method = solve(model, target, images if schedule == "adaptive" else calibration)
                 arm_cost, error = measure(method)
                 yield Point(arm, str(method), arm_cost, error, error / tome_error)

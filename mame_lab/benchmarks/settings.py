@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mame_lab.benchmarks.variants import VARIANTS
 from mame_lab.errors import MameLabError
 from mame_lab.merging import METHODS
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from mame_lab.data.datamodule import ImageData
 
+ARMED = METHODS | VARIANTS
 ARMS = (
     "ward:adaptive",
     "ward:calibrated",
@@ -56,8 +58,8 @@ class Frontier(Benchmark):
 
     Args:
         tome_r, tome_blocks: ToMe's settings: tokens that leave in a block, and the first blocks in which they do.
-        arms: METHOD:SCHEDULE. An adaptive threshold is solved on the images that it is measured on, so that costs are
-            equal; a calibrated list on validation images.
+        arms: METHOD:SCHEDULE, a method or one of `variants.VARIANTS`. An adaptive threshold is solved on the images
+            that it is measured on, so that costs are equal; a calibrated list on validation images.
         images: test images to measure error and cost on.
         calibration_images: validation images to calibrate on.
         batch_size: images in a batch.
@@ -73,9 +75,9 @@ class Frontier(Benchmark):
 
     def __post_init__(self) -> None:
         for arm in self.arms:
-            if arm.count(":") != 1 or arm.split(":")[0] not in METHODS:
+            if arm.count(":") != 1 or arm.split(":")[0] not in ARMED:
                 raise MameLabError(
-                    f"benchmark.arms={arm} is not valid: write METHOD:SCHEDULE with a method of {', '.join(METHODS)}"
+                    f"benchmark.arms={arm} is not valid: write METHOD:SCHEDULE with a method of {', '.join(ARMED)}"
                 )
         if len(self.tome_r) != len(self.tome_blocks):
             raise MameLabError(

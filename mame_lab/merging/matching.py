@@ -25,14 +25,18 @@ def cosine_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
     return _without_padding(target_BTC @ source_BSC.mT / (target_BT1 * source_BS1.mT), tokens)
 
 
-def ward_similarity(tokens: Tokens) -> Tensor:
+def ward_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
     """1 minus the Ward cost of merging every target with every source, in float32 at least; -inf for padding.
 
     The Ward cost is what a merge adds to the sum of squared distances of all tokens from the tokens that stand for
-    them, s_t s_s / (s_t + s_s) |y_t - y_s|^2, here of the normalised tokens that attention was given, over their mean
-    square. For two tokens of size 1 and mean norm the similarity is their cosine.
+    them, s_t s_s / (s_t + s_s) |y_t - y_s|^2, here over the mean square of all. For two tokens of size 1 and mean norm
+    the similarity is their cosine.
+
+    Args:
+        y_BNC: what is compared: the tokens or something of theirs.
+        tokens: says which are targets, sources and padding, and their sizes.
     """
-    y_BNC = _precise(tokens.input_BNC)
+    y_BNC = _precise(y_BNC)
     square_BN1 = torch.linalg.vector_norm(y_BNC, dim=-1, keepdim=True).square()
     target_BTC, source_BSC = tokens.split(y_BNC)
     target_BT1, source_BS1 = tokens.split(square_BN1)

@@ -49,7 +49,7 @@ class Ward(Adaptive):
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        return matching.ward_similarity(tokens)
+        return matching.ward_similarity(tokens.input_BNC, tokens)
 
     def schedule_for(self, depth: int) -> Schedule:
         schedule = super().schedule_for(depth)
