@@ -6,6 +6,7 @@ D blocks, M images.
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 
 import torch
 from lightning.pytorch import Trainer
@@ -20,6 +21,7 @@ from mame_lab.models import family_of, merges, twin, unmerged_twin
 from mame_lab.visualize import merging_figure, owners, tokens_figure, unnormalise
 
 TRACED = 256  # test images whose tokens are counted, at most
+TITLE = 70  # characters in a line of a title
 
 
 def check(model: nn.Module, config: EvalConfig) -> None:
@@ -54,7 +56,7 @@ def draw(model: nn.Module, data: ImageData, trainer: Trainer, config: EvalConfig
     unmerged = int(family.trace(unmerged_twin(model), shown[:1])[0])
     normalisation = family.data_config(model)
     pixels = unnormalise(shown, normalisation["mean"], normalisation["std"])
-    title = f"{config.model.name}, {config.mame}"
+    title = fill(f"{config.model.name}, {config.mame}", TITLE)
     figures = {
         "merging": merging_figure(pixels, owners_by_block, family.grid(model, shown), title),
         "tokens": tokens_figure(torch.cat(counts, 1), unmerged, title),

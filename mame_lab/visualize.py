@@ -117,7 +117,7 @@ def merging_figure(pixels_B3HW: Tensor, owners_by_block: Sequence[Tensor], grid:
             owners_N = owners_by_block[block][image]
             picture = token_map(pixels_3HW, owners_N, grid)
             _panel(axis, picture, f"block {block}: {_tokens(owners_N)} tokens")
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -140,10 +140,11 @@ def tokens_figure(counts_DM: Tensor, unmerged: int, title: str) -> Figure:
     axis.fill_between(blocks, least, most, color="tab:blue", alpha=0.2, linewidth=0, label="5 to 95 % of the images")
     axis.fill_between(blocks, low, high, color="tab:blue", alpha=0.4, linewidth=0, label="25 to 75 %")
     axis.plot(blocks, median, color="tab:blue", marker="o", label="median")
-    axis.set(xlabel="block", ylabel="tokens after the block", xticks=blocks, title=title)
+    axis.set(xlabel="block", ylabel="tokens after the block", xticks=blocks)
+    axis.set_title(title, fontsize=10)
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.94))  # Below the line of the unmerged model.
     return figure
 
 

@@ -72,4 +72,6 @@ def test_throughput_of_a_threshold_padded_and_packed(entry_point, tmp_path):
                 "benchmark.rounds=3", "benchmark.methods=[ward]")  # fmt: skip
     rows = {row["arm"]: row for row in read(tmp_path, "throughput.csv")}
     assert list(rows) == ["unmerged", "ward(tau=0.5)", "ward(tau=0.5, batch=packed)"]
-    assert rows["ward(tau=0.5)"]["ideal"] == rows["ward(tau=0.5, batch=packed)"]["ideal"]
+    padded, packed = rows["ward(tau=0.5)"], rows["ward(tau=0.5, batch=packed)"]
+    assert float(padded["padded"]) < float(padded["ideal"]) == pytest.approx(float(packed["ideal"]))
+    assert float(packed["padded"]) > float(padded["padded"])

@@ -87,6 +87,12 @@ def test_a_value_out_of_range_fails_before_anything_is_built(override, named):
         config.typed(config.TrainConfig, values("train", override))
 
 
+@pytest.mark.parametrize("number", [-1, 65])
+def test_visualize_has_a_range(number):
+    with pytest.raises(MameLabError, match=f"visualize={number} is out of range"):
+        config.typed(config.EvalConfig, values("eval", f"visualize={number}"))
+
+
 def test_unknown_choice_in_stored_values_is_named():
     stored = values("train")
     stored["mame"]["method"] = "mema"

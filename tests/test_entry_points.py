@@ -162,6 +162,21 @@ def test_bad_inputs_name_the_key(entry_point, tmp_path, folder):
         assert not (tmp_path / "bad/result.json").exists()
 
 
+def test_pictures_and_the_effect_of_the_batch(entry_point, tmp_path, capsys):
+    entry_point("eval", tmp_path / "union", *TINY, "mame.batch=union", "mame.tau=0.5", "visualize=2")
+    assert "mame.batch=union" in capsys.readouterr().out.partition("Measured on")[2].partition("share of GFLOPs")[0]
+    pictures = {path.name for path in (tmp_path / "union").glob("*.png")}
+    assert pictures == {"merging.png", "tokens.png", "union.png"}
+    sizes = [line.split(",")[0] for line in (tmp_path / "union/union.csv").read_text().splitlines()]
+    assert sizes == ["batch", "1", "4"]
+    entry_point("eval", tmp_path / "plain", *TINY)
+    assert "union" not in capsys.readouterr().out
+    assert not list((tmp_path / "plain").glob("*.png"))
+    with pytest.raises(MameLabError, match=r"visualize=2 .* mame=ward\(r=0.*choose a mame that merges"):
+        entry_point("eval", tmp_path / "off", *TINY, "mame=off", "visualize=2")
+    assert not (tmp_path / "off/result.json").exists()
+
+
 def test_nan_loss_stops_and_keeps_the_last_good_checkpoint(entry_point, tmp_path):
     with pytest.raises(MameLabError, match=r"optim.lr=1e\+30: .*loss is not finite at step \d+"):
         entry_point("train", tmp_path, *TINY, "optim.lr=1e30", "trainer.max_epochs=3", "optim.warmup_epochs=0")

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import wandb
 import yaml
+from runs import TINY
 
 from mame_lab.tracking import Csv, Wandb, log_result
 
@@ -67,6 +68,19 @@ def test_wandb_offline_holds_metrics_result_and_configuration(lonely, caplog):
     assert read_csv(lonely / "first") == [{"step": 3, "val/top1": 0.25}, {"step": 8, "test/top1": 0.5}]
     assert read_wandb(lonely / "second")["summary"]["test/top1"] == 0.75
     assert not warned(caplog)
+
+
+def test_the_pictures_of_a_run_reach_wandb(lonely, entry_point):
+    os.environ["WANDB_MODE"] = "offline"
+    entry_point("eval", lonely, *TINY, "mame.r=10", "visualize=2", "logger=wandb")
+    wandb.finish()
+    summary = read_wandb(lonely)["summary"]
+    (run,) = (lonely / "wandb").glob("offline-run-*")
+    for name in ("merging", "tokens"):
+        (file,) = summary[name]["filenames"]
+        assert (run / "files" / file).read_bytes() == (lonely / f"{name}.png").read_bytes()
+    assert summary["tokens/block_00"] == 90
+    assert len(read_csv(lonely)) == 1
 
 
 def test_without_a_login_wandb_goes_offline(lonely, caplog):

@@ -26,7 +26,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import merge_step
 from mame_lab.merging.tokens import Tokens
-from mame_lab.models import apply, twin
+from mame_lab.models import adapts, apply, twin
 from mame_lab.targets import gflops
 
 UNMERGED = "unmerged"
@@ -41,6 +41,7 @@ class Row(NamedTuple):
         samples_per_s: images a second, median.
         speedup: times faster than the unmerged model, median over the rounds.
         ideal: the ratio of multiply-adds, mean over the images; padding does not count.
+        padded: the same with the padding of the batch counted.
         realised: the share of the ideal speed-up that has arrived.
         merging: the share of its time that goes to the merge steps; None where they cannot be timed alone.
     """
@@ -50,6 +51,7 @@ class Row(NamedTuple):
     samples_per_s: float
     speedup: float
     ideal: float
+    padded: float
     realised: float
     merging: float | None
 
@@ -70,7 +72,8 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
     methods = {str(method): method for method in _methods(settings)}
     models = {UNMERGED: model} | {name: apply(twin(model), method) for name, method in methods.items()}
     images = trainer.precision_plugin.convert_input(data.sample(max(settings.batch_sizes))[0].to(device))
-    ideal = {name: gflops(model, images) / gflops(each, images) for name, each in models.items()}
+    unmerged_gflops = gflops(model, images)
+    ideal = {name: unmerged_gflops / gflops(each, images) for name, each in models.items()}
     compiled = {name: twin(each) for name, each in models.items()} if settings.compiled else {}
     if compiled:
         compile_models(*compiled.values())
@@ -82,13 +85,17 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
             arms |= {(name, "steps"): _merge_steps(model, method, images[:batch]) for name, method in methods.items()}
             limits = {"max_rounds": settings.rounds, "min_rounds": settings.rounds}
             taken = speed.time_interleaved(arms, device, **limits)
+        padded = {name: unmerged_gflops / _padded_gflops(each, images[:batch]) for name, each in models.items()}
         for name, how in forwards:
             seconds = median(taken[name, how])
             speedup = speed.speedup(taken[name, how], taken[UNMERGED, how])
             merging = None if how or name == UNMERGED else median(taken[name, "steps"]) / seconds
-            yield Row(
-                batch, f"{name} {how}".strip(), batch / seconds, speedup, ideal[name], speedup / ideal[name], merging
-            )
+            costs = ideal[name], padded[name], speedup / ideal[name]
+            yield Row(batch, f"{name} {how}".strip(), batch / seconds, speedup, *costs, merging)
+
+
+def _padded_gflops(model: nn.Module, images: Tensor) -> float:
+    return speed.gflops(model, images, together=True)[""] if adapts(model) else gflops(model, images)
 
 
 def _methods(settings: Throughput) -> Iterator[Method]:
@@ -137,12 +144,12 @@ def table(found: list[Row]) -> Table:
     """A section for each batch size."""
     title = "Speed against the unmerged model, same weights, same run"
     rows = Table(title=title, box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("batch", "", "samples/s", "speed-up", "ideal", "realised", "merging"):
+    for header in ("batch", "", "samples/s", "speed-up", "ideal", "padded", "realised", "merging"):
         rows.add_column(header)
     for row in found:
         cells = [row.arm, f"{row.samples_per_s:.1f}"]
         if not row.arm.startswith(UNMERGED):
-            cells += [f"{row.speedup:.2f}x", f"{row.ideal:.2f}x", f"{100 * row.realised:.0f} %"]
+            cells += [f"{row.speedup:.2f}x", f"{row.ideal:.2f}x", f"{row.padded:.2f}x", f"{100 * row.realised:.0f} %"]
         if row.merging is not None:
             cells.append(f"{100 * row.merging:.1f} %")
         if row.arm == UNMERGED:

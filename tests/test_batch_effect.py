@@ -1,0 +1,85 @@
+"""What a batch does to samples that merge together: the table says what a loop over the batches finds."""
+
+import csv
+from types import SimpleNamespace
+
+import pytest
+import torch
+from families import build, images
+from lightning.pytorch.plugins import Precision
+from PIL import Image
+
+import mame_lab
+from mame_lab import batch_effect, speed
+from mame_lab.models import family_of, unmerged_twin
+
+
+def model(**settings):
+    return mame_lab.apply(build("vit").float(), **{"tau": 0.8, "batch": "union"} | settings)
+
+
+def test_rows_are_means_over_the_same_images():
+    merged, x = model(), images(20).float()[torch.randperm(20, generator=torch.Generator().manual_seed(0))]
+    found = batch_effect.rows(merged, x)
+    assert [row.batch for row in found] == [1, 4, 16]
+    family, unmerged = family_of(merged), speed.gflops(unmerged_twin(merged), x[:1])[""]
+    with torch.no_grad():
+        alone = [merged(x[i : i + 1])[0] for i in range(16)]
+        for row in found:
+            tokens, costs, changes = [], [], []
+            for start in range(0, 16, row.batch):
+                batch = x[start : start + row.batch]
+                tokens += family.trace(merged, batch)[-1].tolist()
+                costs.append(speed.gflops(merged, batch, together=True)[""] / unmerged)
+                for i, output in enumerate(merged(batch), start):
+                    changes.append(float((output - alone[i]).norm() / alone[i].norm()))
+            assert row.tokens == pytest.approx(sum(tokens) / 16)
+            assert row.cost == pytest.approx(sum(costs) / len(costs))
+            assert row.change == pytest.approx(sum(changes) / 16, abs=1e-6)
+    for less, more in zip(found, found[1:], strict=False):
+        assert (less.tokens, less.cost, less.change) < (more.tokens, more.cost, more.change)
+        assert more.change > 1e-3
+
+
+@pytest.mark.parametrize("same", ["images", "per_sample"])
+def test_a_batch_has_no_effect_on_equal_images_or_separate_samples(same):
+    if same == "images":
+        merged, x = model(), images(1).float().expand(16, -1, -1, -1)
+    else:
+        merged, x = model(batch="per_sample"), images(16).float()
+    found = batch_effect.rows(merged, x)
+    assert len({row.tokens for row in found}) == 1
+    assert max(row.change for row in found) < 1e-4
+
+
+def test_table_file_and_figure(tmp_path, capsys):
+    class Data:
+        splits = SimpleNamespace(test=range(6))
+
+        def sample(self, count: int) -> tuple[torch.Tensor, None]:
+            return images(count).float(), None
+
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), precision_plugin=Precision())
+    merged = model().train()
+    batch_effect.show(merged, Data(), trainer, 64, tmp_path)
+    assert merged.training
+    with (tmp_path / "union.csv").open() as file:
+        written = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    found = batch_effect.rows(merged.eval(), images(6).float())
+    assert written == [pytest.approx(row._asdict()) for row in found]
+    Image.open(tmp_path / "union.png").verify()
+    lines = capsys.readouterr().out.splitlines()
+    for row in found:
+        assert any(
+            f"{row.batch}   " in line and f"{row.tokens:.1f}" in line and f"{row.cost:.3f}" in line for line in lines
+        )
+    above, below = batch_effect.figure(found).axes
+    for axis, name in ((above, "cost"), (below, "change")):
+        (line,) = axis.lines
+        assert list(line.get_xdata()) == [1, 4]
+        assert list(line.get_ydata()) == [getattr(row, name) for row in found]
+
+
+def test_no_batch_is_larger_than_what_was_timed(tmp_path):
+    rows = batch_effect.rows(model(), images(3).float())
+    assert [(row.batch, row.change) for row in rows] == [(1, 0.0)]
