@@ -144,7 +144,7 @@ def tokens_figure(counts_DM: Tensor, unmerged: int, title: str) -> Figure:
     axis.set_title(title, fontsize=10)
     axis.set_ylim(bottom=0)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.94))  # Below the line of the unmerged model.
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -19,34 +19,36 @@ def model(**settings):
 
 
 def test_rows_are_means_over_the_same_images():
-    merged, x = model(), images(20).float()[torch.randperm(20, generator=torch.Generator().manual_seed(0))]
+    merged, x = model(), images(6).float()
     found = batch_effect.rows(merged, x)
-    assert [row.batch for row in found] == [1, 4, 16]
+    assert [row.batch for row in found] == [1, 4]
     family, unmerged = family_of(merged), speed.gflops(unmerged_twin(merged), x[:1])[""]
     with torch.no_grad():
-        alone = [merged(x[i : i + 1])[0] for i in range(16)]
+        outputs = [merged(x[i : i + 1])[0] for i in range(4)]
         for row in found:
             tokens, costs, changes = [], [], []
-            for start in range(0, 16, row.batch):
+            for start in range(0, 4, row.batch):
                 batch = x[start : start + row.batch]
                 tokens += family.trace(merged, batch)[-1].tolist()
                 costs.append(speed.gflops(merged, batch, together=True)[""] / unmerged)
                 for i, output in enumerate(merged(batch), start):
-                    changes.append(float((output - alone[i]).norm() / alone[i].norm()))
-            assert row.tokens == pytest.approx(sum(tokens) / 16)
+                    changes.append(float((output - outputs[i]).norm() / outputs[i].norm()))
+            assert row.tokens == pytest.approx(sum(tokens) / 4)
             assert row.cost == pytest.approx(sum(costs) / len(costs))
-            assert row.change == pytest.approx(sum(changes) / 16, abs=1e-6)
-    for less, more in zip(found, found[1:], strict=False):
-        assert (less.tokens, less.cost, less.change) < (more.tokens, more.cost, more.change)
-        assert more.change > 1e-3
+            assert row.change == pytest.approx(sum(changes) / 4, abs=1e-6)
+    alone, together = found
+    assert alone.tokens + 1 < together.tokens
+    assert alone.cost + 0.01 < together.cost
+    assert alone.change == 0
+    assert together.change > 1e-3
 
 
 @pytest.mark.parametrize("same", ["images", "per_sample"])
 def test_a_batch_has_no_effect_on_equal_images_or_separate_samples(same):
     if same == "images":
-        merged, x = model(), images(1).float().expand(16, -1, -1, -1)
+        merged, x = model(), images(1).float().expand(4, -1, -1, -1)
     else:
-        merged, x = model(batch="per_sample"), images(16).float()
+        merged, x = model(batch="per_sample"), images(4).float()
     found = batch_effect.rows(merged, x)
     assert len({row.tokens for row in found}) == 1
     assert max(row.change for row in found) < 1e-4

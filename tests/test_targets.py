@@ -11,7 +11,7 @@ from rich.progress import Progress
 from runs import compose_config
 
 import mame_lab
-from mame_lab import config, targets
+from mame_lab import config, speed, targets
 from mame_lab.merging import Drop, MaMe, ToMe, Ward
 from mame_lab.models import apply, family_of, twin
 
@@ -76,10 +76,11 @@ def test_a_speed_up_is_measured(monkeypatch):
     assert 1 / (0.2 + 0.8 * share(model, solved, x)) == pytest.approx(1.4, rel=0.04)
 
 
-def test_a_real_speed_up_is_above_one():
-    model, x = timm.create_model("vit_tiny_patch16_224", depth=3), torch.randn(4, 3, 224, 224)
-    search = targets._Search(model.eval(), Ward(speedup=1.2), x, Progress())
-    assert search.speedup(Ward(r=90, blocks=1)) > 1.1
+def test_the_speed_up_is_that_of_merged_over_unmerged(monkeypatch):
+    seconds = {"merged": [1.0, 2.0, 1.0], "unmerged": [2.0, 4.0, 8.0]}
+    monkeypatch.setattr(speed, "time_interleaved", lambda calls, *_, **__: {name: seconds[name] for name in calls})
+    search = targets._Search(build("vit").float(), Ward(speedup=1.2), images(2).float(), Progress())
+    assert search.speedup(Ward(r=5)) == 2
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_tokens_by_block():
     assert [(x_y[x_y[:, 0] == 1, 1].min(), x_y[x_y[:, 0] == 1, 1].max()) for x_y in bands] == [(5, 95), (25, 75)]
     assert list(axis.get_xticks()) == [0, 1]
     assert axis.get_ylim()[0] == 0
-    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    labels = [text.get_text() for text in axis.figure.legends[0].get_texts()]
     assert labels == ["unmerged: 120", "5 to 95 % of the images", "25 to 75 %", "median"]
     assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("block", "tokens after the block", "tau=0.9")
 
