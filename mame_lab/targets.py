@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import accumulate, chain, pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -94,15 +94,11 @@ def save(method: Method, folder: Path) -> Path:
 
 
 def gflops(model: nn.Module, images: Tensor) -> float:
-    """`speed.gflops` of the whole model; where the images do not matter, from their shape alone."""
-    from torch.func import functional_call
-
+    """`speed.gflops` of the whole model; of one image where they do not matter."""
     from mame_lab import speed
 
-    if adapts(model):
-        return speed.gflops(model, images, depends_on_batch(model))[""]
-    shapes = {name: tensor.to("meta") for name, tensor in chain(model.named_parameters(), model.named_buffers())}
-    return speed.gflops(partial(functional_call, model, shapes), images[:1].to("meta"))[""]
+    together = depends_on_batch(model)
+    return speed.gflops(model, images if adapts(model) else images[:1], together)[""]
 
 
 class _Search:

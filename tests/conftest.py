@@ -1,4 +1,8 @@
+import os
 from pathlib import Path
+
+# One thread for each of pytest's workers, and for what they start: more would fight over the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hydra.core.hydra_config import HydraConfig
