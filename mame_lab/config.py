@@ -90,6 +90,11 @@ class EvalConfig(Config):
     def __post_init__(self) -> None:
         if not 0 <= self.visualize <= 64:
             raise MameLabError(f"visualize={self.visualize} is out of range: give a number of images from 0 to 64")
+        if self.visualize and self.benchmark is not None:
+            raise MameLabError(
+                f"visualize={self.visualize} draws one evaluation, and benchmark={self.benchmark.name} compares many: "
+                f"give one of the two"
+            )
 
 
 # Groups with several classes, the key that tells which one, and the classes.

@@ -93,6 +93,11 @@ def test_visualize_has_a_range(number):
         config.typed(config.EvalConfig, values("eval", f"visualize={number}"))
 
 
+def test_pictures_are_of_one_evaluation():
+    with pytest.raises(MameLabError, match="visualize=2 draws one evaluation, and benchmark=frontier compares many"):
+        config.typed(config.EvalConfig, values("eval", "visualize=2", "benchmark=frontier"))
+
+
 def test_unknown_choice_in_stored_values_is_named():
     stored = values("train")
     stored["mame"]["method"] = "mema"
