@@ -17,11 +17,11 @@ config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
-def main(cfg: DictConfig) -> None:
-    cli.job(evaluate, cfg)
+def main(cfg: DictConfig) -> dict[str, float] | None:
+    return cli.job(evaluate, cfg)
 
 
-def evaluate(cfg: DictConfig) -> None:
+def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     values = config.plain(cfg)
     stored = checkpoint.read(cfg.ckpt) if cfg.ckpt else None
     if stored:
@@ -29,14 +29,16 @@ def evaluate(cfg: DictConfig) -> None:
     run = config.typed(config.EvalConfig, values)
 
     import lightning
-    from rich import print
+    import rich
+    from lightning.pytorch.utilities import rank_zero_only
 
     import mame_lab
-    from mame_lab import batch_effect, models, pictures, targets, tracking
+    from mame_lab import batch_effect, models, pictures, targets, tracking, training
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.evaluation import evaluate as compare
 
+    print = rank_zero_only(rich.print)
     folder = Path(HydraConfig.get().runtime.output_dir)
     lightning.seed_everything(run.seed, workers=True, verbose=False)
 
@@ -46,7 +48,7 @@ def evaluate(cfg: DictConfig) -> None:
         family.load_weights(model, stored.state, f"ckpt={run.ckpt}", head_of_file=run.model.num_classes != 0)
     else:
         model = family.load(run.model)
-    data = ImageData(run.dataset, Preprocessing(**family.data_config(model)))
+    data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
     if not (stored or run.model.weights or run.model.pretrained):
         print("The weights are random: read cost and speed, not accuracy. Give ckpt=FILE or model.weights=FILE.")
 
@@ -55,20 +57,22 @@ def evaluate(cfg: DictConfig) -> None:
     if run.benchmark:
         run.benchmark.run(model, data, trainer, folder)
         print(f"Written to {folder}")
-        return
-    run.mame = targets.meet(model, run.mame, data, trainer, folder)
-    mame_lab.apply(model, run.mame)
-    pictures.check(model, run)
-    result = compare(model, data, trainer, run)
-    tracking.log_result(loggers, result.metrics())
-    if trainer.is_global_zero:
-        result.save(folder / "result.json")
-        print(result.table())
-        if models.depends_on_batch(model):
-            batch_effect.show(model, data, trainer, result.conditions.batch, folder)
-        if run.visualize:
-            tracking.log_pictures(loggers, pictures.draw(model, data, trainer, run, folder))
-        print(f"Written to {folder}")
+        return None
+    with training.processes(trainer):
+        run.mame = targets.meet(model, run.mame, data, trainer, folder)
+        mame_lab.apply(model, run.mame)
+        pictures.check(model, run)
+        result = compare(model, data, trainer, run)
+        tracking.log_result(loggers, result.metrics())
+        if trainer.is_global_zero:
+            result.save(folder / "result.json")
+            print(result.table())
+            if models.depends_on_batch(model):
+                batch_effect.show(model, data, trainer, result.conditions.batch, folder)
+            if run.visualize:
+                tracking.log_pictures(loggers, pictures.draw(model, data, trainer, run, folder))
+            print(f"Written to {folder}")
+    return result.metrics()
 
 
 if __name__ == "__main__":

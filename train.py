@@ -19,55 +19,64 @@ config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> None:
-    cli.job(train, cfg)
+def main(cfg: DictConfig) -> dict[str, float]:
+    return cli.job(train, cfg)
 
 
-def train(cfg: DictConfig) -> None:
+def train(cfg: DictConfig) -> dict[str, float]:
     values = config.plain(cfg)
     run = config.typed(config.TrainConfig, values)
 
     import lightning
-    from rich import print
+    import rich
+    from lightning.pytorch.utilities import rank_zero_only
     from torch.nn.functional import cross_entropy
 
     import mame_lab
-    from mame_lab import checkpoint, compilation, finetune, models, targets, tracking
+    from mame_lab import checkpoint, compilation, finetune, models, resuming, targets, tracking, training
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.evaluation import evaluate
     from mame_lab.tasks.classification import Classification
 
+    print = rank_zero_only(rich.print)
     folder = Path(HydraConfig.get().runtime.output_dir)
     lightning.seed_everything(run.seed, workers=True, verbose=False)
+    values["mame"] = asdict(run.mame)
+    past = resuming.find(run.resume, folder, values)
 
     family = models.family(run.model.family)
     model = family.load(run.model)
-    data = ImageData(run.dataset, Preprocessing(**family.data_config(model)))
+    data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
     if family.match_classes(model, len(data.classes)):
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 
-    loggers = run.logger.build(folder, values)
-    trainer = run.trainer.build(folder, loggers)
-    run.mame = targets.meet(model, run.mame, data, trainer, folder)
-    values["mame"] = asdict(run.mame)
-    mame_lab.apply(model, run.mame)
-    print(finetune.table(finetune.freeze(model, run.finetune)))
-    if run.compile:
-        compilation.check_compiles(model, trainer.strategy.root_device)
-        compilation.compile_models(model)
-    task = Classification(model, len(data.classes), run.optim, values)
-    trainer.fit(task, data)
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if best:
-        model.load_state_dict(checkpoint.read(best).state)
+    loggers = run.logger.build(folder, values, past.step if past else 0)
+    trainer = run.trainer.build(folder, loggers, [resuming.Reseed(run.seed)])
+    with training.processes(trainer):
+        if past:
+            print(f"Going on from {past.path}, after {past.step} updates of the weights.")
+            run = config.typed(config.TrainConfig, values | {"mame": past.config["mame"]})
+        run.mame = targets.meet(model, run.mame, data, trainer, folder)
+        values["mame"] = asdict(run.mame)
+        mame_lab.apply(model, run.mame)
+        print(finetune.table(finetune.freeze(model, run.finetune)))
+        if run.compile:
+            compilation.check_compiles(model, trainer.strategy.root_device)
+            compilation.compile_models(model)
+        task = Classification(model, len(data.classes), run.optim, values)
+        trainer.fit(task, data, ckpt_path=past and past.path)
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            model.load_state_dict(checkpoint.read(best).state)
 
-    result = evaluate(model, data, trainer, run, training_loss=cross_entropy)
-    tracking.log_result(loggers, result.metrics(), trainer.global_step)
-    if trainer.is_global_zero:
-        result.save(folder / "result.json")
-        print(result.table())
-        print(f"Written to {folder}")
+        result = evaluate(model, data, trainer, run, training_loss=cross_entropy)
+        tracking.log_result(loggers, result.metrics(), trainer.global_step)
+        if trainer.is_global_zero:
+            result.save(folder / "result.json")
+            print(result.table())
+            print(f"Written to {folder}")
+    return result.metrics()
 
 
 if __name__ == "__main__":

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
 
 
 class Checkpoint(NamedTuple):
-    """The configuration (see `config.plain`) and the state dict of the model alone."""
+    """The configuration (see `config.plain`), the state dict of the model alone, and the updates of the weights."""
 
+    path: Path
     config: dict[str, Any]
     state: dict[str, Tensor]
+    step: int
 
 
-def read(path: str | Path) -> Checkpoint:
-    """Read a checkpoint of `train.py`; nothing but tensors and plain values is loaded.
+def read(path: str | Path, key: str = "ckpt") -> Checkpoint:
+    """Read a checkpoint of `train.py`, named by the key `key`; nothing but tensors and plain values is loaded.
 
     Raises:
         MameLabError: there is no such file, or it is none of a run.
@@ -27,14 +29,14 @@ def read(path: str | Path) -> Checkpoint:
     import torch
 
     if not Path(path).is_file():
-        raise MameLabError(f"ckpt={path} does not exist: give the best.ckpt or last.ckpt of a run")
+        raise MameLabError(f"{key}={path} does not exist: give the best.ckpt or last.ckpt of a run")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise MameLabError(f"ckpt={path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise MameLabError(f"{key}={path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or not {"model", "mame", "dataset", "seed"} <= set(content.get("config") or ()):
-        raise MameLabError(f"ckpt={path} is no checkpoint of train.py: give plain weights as model.weights={path}")
+        raise MameLabError(f"{key}={path} is no checkpoint of train.py: give plain weights as model.weights={path}")
     state = {
         key.removeprefix("model."): value for key, value in content["state_dict"].items() if key.startswith("model.")
     }
-    return Checkpoint(content["config"], state)
+    return Checkpoint(Path(path), content["config"], state, content["global_step"])

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from mame_lab.errors import MameLabError
 
+REASON = "error.txt"  # in the folder of a run that failed
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -33,14 +37,53 @@ def run(main: Callable) -> None:
         sys.exit(f"error: {explain(error)}")
 
 
-def job(task: Callable[[DictConfig], None], cfg: DictConfig) -> None:
-    """Run one job. A single run ends in its one line; in a sweep Hydra adds which job failed."""
+def job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+    """Run one job; returns what it returns. A failure leaves its reason in the run's folder.
+
+    A single run ends in its one line; in a sweep Hydra adds which job failed.
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    (folder / REASON).unlink(missing_ok=True)
     try:
-        task(cfg)
-    except MameLabError as error:
-        if WANTS_TRACEBACK or HydraConfig.get().mode is RunMode.MULTIRUN:
+        with _argv_of_this_job(folder):
+            return task(cfg)
+    except Exception as error:
+        known = isinstance(error, MameLabError)
+        give_reason(folder, explain(error) if known else f"{type(error).__name__}: {explain(error)}")
+        if not known or WANTS_TRACEBACK or HydraConfig.get().mode is RunMode.MULTIRUN:
             raise
         sys.exit(f"error: {explain(error)}")
+
+
+def give_reason(folder: Path, reason: str) -> None:
+    """Leave the reason of a failure in the folder of a run, as far as it can be written to."""
+    with suppress(OSError):
+        (folder / REASON).write_text(f"{reason}\n", encoding="utf-8")
+
+
+@contextmanager
+def _argv_of_this_job(folder: Path) -> Iterator[None]:
+    """The command line is that of this job alone, in its folder, for the processes that Lightning starts by it.
+
+    It starts them by the command line of its own process, which in a sweep would run the whole sweep again.
+    """
+    hydra = HydraConfig.get()
+    sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    paths = [override for override in hydra.overrides.hydra if override.startswith("hydra.searchpath=")]
+    argv = sys.argv
+    sys.argv = [
+        argv[0],
+        *(f"--config-dir={path}" for path in sources),
+        *paths,
+        *hydra.overrides.task,
+        "hydra/job_logging=stdout",
+    ]
+    with read_write(hydra.run):  # pyright: ignore[reportArgumentType]
+        hydra.run.dir = str(folder)
+    try:
+        yield
+    finally:
+        sys.argv = argv
 
 
 def explain(error: Exception) -> str:

@@ -66,10 +66,16 @@ class Config:
 
 @dataclass(kw_only=True)
 class TrainConfig(Config):
-    """The configuration of train.py."""
+    """The configuration of train.py.
+
+    Args:
+        resume: go on from a checkpoint, with its configuration: "auto" takes the newest one in the run's folder, if
+            there is one. The run then ends as if it had never stopped.
+    """
 
     finetune: Finetune
     optim: AdamW
+    resume: str | None = None
 
 
 @dataclass(kw_only=True)
@@ -108,6 +114,9 @@ CHOICES = {
 
 def register() -> None:
     """Make the schema known to Hydra: one for each entry point, and one for each choice of `CHOICES`."""
+    from mame_lab import sweep
+
+    sweep.register(sweep.Sweep)
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from mame_lab import speed
 from mame_lab.comparison import Comparison
@@ -22,6 +24,7 @@ Models = dict[str, nn.Module]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 # With trainer.fast_dev_run: enough to see that everything runs.
+LOADING = 3.0  # seconds in which the data loader is timed
 SMOKE = SpeedSettings(batch_size=4, max_rounds=3, seconds=1.0, cost_samples=1)
 
 
@@ -80,6 +83,7 @@ def evaluate(
         speedup=speedup,
         train_speedup=train_speedup,
         train_batch=len(batch[0]) if training else None,
+        loader_samples_per_s=speed.loader_rate(_loader(data, bool(training)), min(LOADING, settings.seconds)),
         conditions=_conditions(models["merged"], trainer, config, inference["merged"], counted),
     )
 
@@ -94,6 +98,7 @@ def _conditions(
         batch=inference.batch,
         rounds=inference.rounds,
         seed=config.seed,
+        processes=trainer.world_size,
         weights=weights_hash(model),
         model=config.model.name,
         dataset=config.dataset.name,
@@ -162,8 +167,21 @@ def _race(
     arms = {name: _in_precision(call, trainer) for name, call in calls.items()}
     limits = {"max_rounds": settings.max_rounds, "seconds": settings.seconds}
     taken = speed.time_interleaved(arms, trainer.strategy.root_device, **limits)
-    timings = {name: speed.Timing.from_seconds(seconds, batch) for name, seconds in taken.items()}
-    return timings, speed.speedup(taken["merged"], taken["unmerged"])
+    timings = {}
+    for name, seconds in taken.items():
+        timing = speed.Timing.from_seconds(seconds, batch)
+        timings[name] = replace(timing, samples_per_s=_over_processes(timing.samples_per_s, trainer))
+    return timings, _over_processes(speed.speedup(taken["merged"], taken["unmerged"]), trainer)
+
+
+def _over_processes(number: float, trainer: Trainer) -> float:
+    """Its mean over the processes."""
+    tensor = torch.tensor(number, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(tensor, reduce_op="mean"))
+
+
+def _loader(data: ImageData, training: bool) -> DataLoader:
+    return data.train_dataloader() if training else data.test_dataloader()
 
 
 def _cost(model: nn.Module, images: Tensor, together: bool) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Arm:
 
     gflops: float  # 1e9 multiply-adds a sample, mean
     tokens: list[float]  # tokens after each block, mean over samples
-    samples_per_s: float
+    samples_per_s: float  # of one process, mean over processes
     latency_ms_p50: float  # of a batch
     latency_ms_p95: float
     peak_memory_mb: float | None = None  # 1e6 bytes in the forward of a batch, beyond weights and input
@@ -88,10 +88,13 @@ class Conditions:
     versions: dict[str, str]
     commit: str | None  # of the working directory; None outside a git repository
     date: str
+    processes: int = 1
     more: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         measured = f"{self.device}, {self.dtype}, batch {self.batch}, {self.threads} threads, {self.rounds} rounds"
+        if self.processes > 1:
+            measured = f"{self.processes} processes, each {measured}"
         origin = f"seed {self.seed}, weights {self.weights}, commit {self.commit or 'none'}, {self.date}"
         named = ", ".join(f"{name} {value}" for name, value in (self.more | self.versions).items())
         return f"Measured on {measured}; {origin}; {named}"
@@ -110,7 +113,8 @@ class Result:
     agreement: Proportion | None = None  # samples with the same top-1 class
     kl: float | None = None  # KL(unmerged || merged), nats
     train_speedup: float | None = None
-    train_batch: int | None = None  # samples in the training steps that were timed
+    train_batch: int | None = None  # samples in the training steps that were timed, of one process
+    loader_samples_per_s: float | None = None  # of the data loader alone, of one process
 
     @property
     def flop_ratio(self) -> float:
@@ -136,6 +140,10 @@ class Result:
             "speed/speedup": self.speedup,
             "speed/realised": self.realised,
             "speed/train_speedup": self.train_speedup,
+            "speed/samples_per_s_total": self.merged.samples_per_s * self.conditions.processes,
+            "speed/loader_samples_per_s": self.loader_samples_per_s,
+            "speed/processes": float(self.conditions.processes),
+            "speed/global_train_batch": self.train_batch and float(self.train_batch * self.conditions.processes),
             "cost/flop_ratio": self.flop_ratio,
         }
         for arm, suffix in ((self.merged, ""), (self.unmerged, "_unmerged")):
@@ -237,6 +245,9 @@ def _cost(result: Result) -> Iterator[tuple[str, ...]]:
 def _speed(result: Result) -> Iterator[tuple[str, ...]]:
     merged, unmerged = result.merged, result.unmerged
     yield from _ratio("samples/s", merged.samples_per_s, unmerged.samples_per_s, result.speedup)
+    if (processes := result.conditions.processes) > 1:
+        total = merged.samples_per_s * processes, unmerged.samples_per_s * processes
+        yield from _ratio(f"samples/s, all {processes}", *total, result.speedup)
     yield from _ratio("latency p50, ms", merged.latency_ms_p50, unmerged.latency_ms_p50)
     yield from _ratio("latency p95, ms", merged.latency_ms_p95, unmerged.latency_ms_p95)
     yield from _ratio(
@@ -245,6 +256,8 @@ def _speed(result: Result) -> Iterator[tuple[str, ...]]:
         unmerged.train_samples_per_s,
         result.train_speedup,
     )
+    if result.loader_samples_per_s is not None:
+        yield "data loader alone", _number(result.loader_samples_per_s)
     if result.realised is not None:
         yield "FLOP-ideal realised", f"{100 * result.realised:.0f} %", "", f"of {result.ideal_speedup:.2f}x"
 
@@ -283,7 +296,14 @@ def _with_proportions(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def gather_conditions(
-    device: torch.device | str, dtype: object, batch: int, rounds: int, seed: int | None, weights: str, **more: Any
+    device: torch.device | str,
+    dtype: object,
+    batch: int,
+    rounds: int,
+    seed: int | None,
+    weights: str,
+    processes: int = 1,
+    **more: Any,
 ) -> Conditions:
     """The conditions of this process, here and now. `weights` is the `weights_hash` of the model."""
     import torch
@@ -299,6 +319,7 @@ def gather_conditions(
         versions=_versions("mame_lab", "torch", "timm") | {"python": platform.python_version()},
         commit=_commit(),
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
+        processes=processes,
         more=more,
     )
 

@@ -5,7 +5,7 @@ Shapes: B batch, 1 a batch of one; the dimensions that follow are the model's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -106,6 +106,22 @@ def training_step(
         model.zero_grad(set_to_none=True)
 
     return step
+
+
+def loader_rate(loader: Iterable[tuple[Tensor, Tensor]], seconds: float) -> float | None:
+    """Samples a second that a loader gives by itself, for so many seconds or until it ends.
+
+    The first batch starts its workers and is not timed; None where there is no second one.
+    """
+    samples, start = 0, None
+    for _, labels_B in loader:
+        if start is None:
+            start = perf_counter()
+            continue
+        samples += len(labels_B)
+        if perf_counter() - start >= seconds:
+            break
+    return samples / (perf_counter() - start) if start and samples else None
 
 
 def gflops(model: Callable[[Tensor], object], inputs_B: Tensor, together: bool = False) -> dict[str, float]:

@@ -76,8 +76,9 @@ def meet(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, fo
     images = data.sample(CALIBRATION_IMAGES, "val")[0].to(device)
     with trainer.precision_plugin.forward_context():
         solved = solve(model.to(device), method, images)
-    path = save(solved, folder)
-    print(f"Solved: {solved}\nSaved: use it again with --config-dir {path.parents[1]} mame={path.stem}")
+    if trainer.is_global_zero:
+        path = save(solved, folder)
+        print(f"Solved: {solved}\nSaved: use it again with --config-dir {path.parents[1]} mame={path.stem}")
     return solved
 
 

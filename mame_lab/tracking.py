@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +23,17 @@ class Csv:
 
     name: str = "csv"
 
-    def build(self, folder: Path, config: dict[str, Any]) -> list[Logger]:
-        """Loggers that write to `folder` and hold the resolved `config` (plain values) as hyperparameters."""
-        from lightning.pytorch.loggers import CSVLogger
+    def build(self, folder: Path, config: dict[str, Any], step: int = 0) -> list[Logger]:
+        """Loggers that write to `folder` and hold the resolved `config` (plain values).
 
-        logger = CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)
-        with warnings.catch_warnings():  # A run's folder is never empty: its configuration is there.
-            warnings.filterwarnings("ignore", message="Experiment logs directory")
-            logger.log_hyperparams(config)
-        return [logger]
+        Args:
+            folder: of the run.
+            config: see `config.plain`.
+            step: where the run goes on; what an earlier start of it logged from this step on is dropped.
+        """
+        from mame_lab.metrics_file import MetricsFile
+
+        return [MetricsFile(folder / "metrics.csv", step)]
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Wandb:
     tags: list[str] = field(default_factory=list)
     notes: str | None = None
 
-    def build(self, folder: Path, config: dict[str, Any]) -> list[Logger]:
+    def build(self, folder: Path, config: dict[str, Any], step: int = 0) -> list[Logger]:
         """As `Csv.build`, and a W&B logger.
 
         Without a login or a network it goes offline with a warning; in a terminal W&B first asks for a login.
@@ -65,7 +66,7 @@ class Wandb:
             log.warning("W&B goes offline: %s", str(error).splitlines()[0])
             logger = self._start(folder, mode="offline")
         logger.log_hyperparams(config)
-        return [*Csv().build(folder, config), logger]
+        return [*Csv().build(folder, config, step), logger]
 
     def _start(self, folder: Path, **mode: Any) -> Logger:
         from lightning.pytorch.loggers import WandbLogger

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 from mame_lab.errors import MameLabError
@@ -15,10 +18,17 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
+# What tells a process its place among others; Lightning sets it where nobody else has.
+RANK = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "RANK")
+
 
 @dataclass
 class TrainerSettings:
-    """The arguments of Lightning's Trainer that a run sets; each means what it means there."""
+    """The arguments of Lightning's Trainer that a run sets; each means what it means there.
+
+    Args:
+        checkpoint_every_n_steps: `last.ckpt` is also written after so many updates within an epoch.
+    """
 
     max_epochs: int = 24
     accelerator: str = "auto"
@@ -33,12 +43,13 @@ class TrainerSettings:
     limit_test_batches: Any = 1.0
     fast_dev_run: Any = False
     log_every_n_steps: int = 10
+    checkpoint_every_n_steps: int | None = None
     deterministic: Any = False
     enable_progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        for key in ("max_epochs", "accumulate_grad_batches"):
-            if getattr(self, key) < 1:
+        for key in ("max_epochs", "accumulate_grad_batches", "checkpoint_every_n_steps"):
+            if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise MameLabError(f"trainer.{key}={getattr(self, key)}: set it to 1 or more")
 
     def build(self, folder: Path, loggers: list[Logger], callbacks: Sequence[Callback] = ()) -> Trainer:
@@ -50,18 +61,54 @@ class TrainerSettings:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
         from lightning.pytorch import Trainer
 
+        from mame_lab.resuming import EverySteps, WholeCheckpoints
+
         _quieten()
+        arguments = asdict(self)
+        steps = arguments.pop("checkpoint_every_n_steps")
+        checkpoints = folder / "checkpoints"
+        within = [EverySteps(checkpoints / "last.ckpt", steps)] if steps else []
         bars = [_progress_bar()] if self.enable_progress_bar else []
         try:
             return Trainer(
-                **asdict(self),
+                **arguments,
                 logger=loggers,
-                callbacks=[*callbacks, *_checkpoints(folder / "checkpoints"), *bars],
+                callbacks=[*callbacks, *_checkpoints(checkpoints), *within, *bars],
+                plugins=WholeCheckpoints(),
+                use_distributed_sampler=False,
                 enable_model_summary=False,
                 default_root_dir=folder,
             )
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise MameLabError(f"trainer: {' '.join(str(error).split())}") from error
+
+
+@contextmanager
+def processes(trainer: Trainer) -> Iterator[None]:
+    """What runs in it may start processes for other devices. They end with it: are waited for, or killed on an error.
+
+    Afterwards this process is as alone as before, so that the next job of a sweep can start its own.
+    """
+    from torch import distributed
+
+    before = set(os.environ)
+    try:
+        yield
+        for child in _children(trainer):
+            child.wait()
+    except BaseException:
+        for child in _children(trainer):
+            child.kill()
+        raise
+    finally:
+        if before.isdisjoint(RANK) and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        for name in set(RANK) - before:
+            os.environ.pop(name, None)
+
+
+def _children(trainer: Trainer) -> list[Any]:
+    return [child for child in getattr(trainer.strategy.launcher, "procs", ()) if isinstance(child, Popen)]
 
 
 def _checkpoints(folder: Path) -> list[Callback]:
@@ -89,5 +136,6 @@ def _progress_bar() -> Callback:
 def _quieten() -> None:
     """Silences Lightning's hints and false alarms; its other warnings stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in ("does not have many workers", "in eval mode at the start of training", "LeafSpec"):
+    messages = "does not have many workers", "in eval mode at the start of training", "LeafSpec", "not resumable"
+    for message in messages:
         warnings.filterwarnings("ignore", message=f".*{message}")

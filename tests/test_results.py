@@ -148,6 +148,8 @@ def test_metrics_are_flat_grouped_and_only_what_was_measured():
         "test/feature_error": 0.0123,
         "speed/samples_per_s": 1200.0,
         "speed/samples_per_s_unmerged": 800.0,
+        "speed/samples_per_s_total": 1200.0,
+        "speed/processes": 1.0,
         "speed/speedup": 1.5,
         "speed/realised": 0.75,
         "speed/latency_ms_p50": 53.0,

@@ -6,6 +6,7 @@ from mame_lab.data.digits import Digits
 from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.data.imagenet import ImageNet
 from mame_lab.data.natural import Natural
+from mame_lab.data.shards import Shards
 
 DATASETS: dict[str, type[ImageDataset]] = {
     "digits": Digits,
@@ -14,4 +15,5 @@ DATASETS: dict[str, type[ImageDataset]] = {
     "cifar100": Cifar100,
     "imagefolder": ImageFolder,
     "imagenet": ImageNet,
+    "shards": Shards,
 }

@@ -12,10 +12,11 @@ from functools import cached_property
 import torch
 from lightning import LightningDataModule
 from PIL.Image import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mame_lab.data.dataset import ImageDataset
 from mame_lab.data.preprocessing import Preprocessing
+from mame_lab.data.samplers import EvaluationBatches, TrainingBatches
 from mame_lab.data.splits import LabelledImages, Splits
 from mame_lab.errors import MameLabError
 
@@ -37,13 +38,30 @@ class TransformedImages(Dataset):
         return self.transform(image), label
 
 
-class ImageData(LightningDataModule):
-    """The loaders of a dataset. The images are read or listed once, when first needed."""
+class AugmentedImages(TransformedImages):
+    """The same under a random transform, by an index and the seed of what is random in it."""
 
-    def __init__(self, dataset: ImageDataset, preprocessing: Preprocessing) -> None:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int]:
+        index, seed = item
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(seed)
+            return super().__getitem__(index)
+
+
+class ImageData(LightningDataModule):
+    """The loaders of a dataset. The images are read or listed once, when first needed.
+
+    Args:
+        dataset: which images, and in which batches.
+        preprocessing: what the model wants.
+        seed: of the order and the augmentation of training images, which depend on nothing else but the epoch.
+    """
+
+    def __init__(self, dataset: ImageDataset, preprocessing: Preprocessing, seed: int = 0) -> None:
         super().__init__()
         self.dataset = dataset
         self.preprocessing = preprocessing
+        self.seed = seed
 
     @cached_property
     def splits(self) -> Splits:
@@ -55,14 +73,14 @@ class ImageData(LightningDataModule):
         return self.splits.classes
 
     def train_dataloader(self) -> DataLoader:
-        """Augmented and shuffled by torch's global seed; a last short batch is dropped if two full ones exist.
+        """Augmented and shuffled, see `TrainingBatches`; a run that is resumed goes on after its last batch.
 
         Raises:
             MameLabError: if the dataset has no training images.
         """
         transform = self.preprocessing.training(self.dataset.augment, self.dataset.min_crop_area)
-        images = TransformedImages(self._training_images(), transform)
-        return self._loader(images, shuffle=True, drop_last=len(images) >= 2 * self.dataset.batch_size)
+        images = AugmentedImages(self._training_images(), transform)
+        return self._loader(images, TrainingBatches(len(images), self.dataset.batch_size, self.seed, self._progress))
 
     def bank_dataloader(self) -> DataLoader:
         """The training images in fixed order under the evaluation transform, for k-NN; raises as `train_dataloader`."""
@@ -87,20 +105,25 @@ class ImageData(LightningDataModule):
         return self.splits.train
 
     def _evaluation_loader(self, images: LabelledImages) -> DataLoader:
-        return self._loader(TransformedImages(images, self.preprocessing.evaluation()))
+        transformed = TransformedImages(images, self.preprocessing.evaluation())
+        return self._loader(transformed, EvaluationBatches(len(images), self.dataset.batch_size))
 
-    def _loader(self, images: TransformedImages, shuffle: bool = False, drop_last: bool = False) -> DataLoader:
+    def _loader(self, images: TransformedImages, batches: Sampler) -> DataLoader:
         workers = self.dataset.num_workers
         workers = min(usable_cpus(), 8) if workers is None else workers
         return DataLoader(
             images,
-            batch_size=self.dataset.batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
+            batch_sampler=batches,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def _progress(self) -> tuple[int, int]:
+        """The trainer's epoch, and its batches that are done."""
+        if self.trainer is None:
+            return 0, 0
+        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
 
 
 def usable_cpus() -> int:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from lightning import seed_everything
 from PIL import Image
 
 from mame_lab.data import Digits, ImageFolder
@@ -72,16 +71,29 @@ def test_images_keep_their_labels_and_evaluation_keeps_order():
         torch.testing.assert_close(x_BCHW[:, 0, 0, 0] * 255, y_B.float())
 
 
-def test_training_order_follows_the_global_seed():
-    data = ImageData(Counted(size=50), PREPROCESSING)
-
+def test_training_order_follows_the_seed_of_the_run():
     def epoch(seed):
-        seed_everything(seed)
-        return labels(data.train_dataloader())
+        return labels(ImageData(Counted(size=50), PREPROCESSING, seed).train_dataloader())
 
     assert epoch(1) == epoch(1)
     assert epoch(1) != epoch(2)
     assert sorted(epoch(1)) == list(range(50))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_augmentation_follows_the_seed_and_leaves_the_global_generator(workers):
+    def batch(seed):
+        loader = ImageData(Digits(num_workers=workers), PREPROCESSING, seed).train_dataloader()
+        state = torch.get_rng_state()
+        loader.dataset[0, seed]
+        assert torch.equal(torch.get_rng_state(), state)
+        return next(iter(loader))[0]
+
+    torch.manual_seed(0)
+    first = batch(1)
+    torch.manual_seed(5)
+    assert torch.equal(batch(1), first)
+    assert not torch.equal(batch(2), first)
 
 
 @pytest.mark.parametrize(("batch_size", "seen"), [(4, 8), (5, 10), (6, 10), (10, 10), (20, 10)])
@@ -96,10 +108,9 @@ def test_only_training_is_augmented():
     for name in ("val_dataloader", "test_dataloader", "bank_dataloader"):
         (x_BCHW, _), (expected_BCHW, _) = (next(iter(getattr(d, name)())) for d in (data, plain))
         assert torch.equal(x_BCHW, expected_BCHW)
-    seed_everything(0)
-    first = next(iter(data.train_dataloader()))[0]
-    seed_everything(0)
-    assert not torch.equal(first, next(iter(plain.train_dataloader()))[0])
+    (augmented_BCHW, labels_B), (plain_BCHW, same_B) = (next(iter(d.train_dataloader())) for d in (data, plain))
+    assert torch.equal(labels_B, same_B)
+    assert not torch.equal(augmented_BCHW, plain_BCHW)
 
 
 @pytest.mark.parametrize(("cpus", "asked", "expected"), [(3, None, 3), (64, None, 8), (64, 0, 0), (8, 5, 5)])

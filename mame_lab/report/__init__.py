@@ -1,0 +1,39 @@
+"""The report of runs: accuracy against speed and against FLOPs, tokens by block, and a table of every run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mame_lab.errors import MameLabError
+
+
+def make(folders: Iterable[Path], out: Path) -> Path:
+    """Write report.html (self-contained, opens offline) and report.png (its charts), each whole or not at all.
+
+    Args:
+        folders: of runs, or of sweeps, or of both: all runs under them are in the report.
+        out: the folder to write to.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        MameLabError: there is no run under the folders, or `out` cannot be written to.
+    """
+    from mame_lab.report import charts, page, runs
+
+    found = runs.read_all(folders)
+    drawn = charts.draw(found)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _write(out / "report.png", charts.png(drawn, page.title(found)))
+        return _write(out / "report.html", page.html(found, drawn).encode())
+    except OSError as error:
+        raise MameLabError(f"--out={out} cannot be written to ({error.strerror}): choose another folder") from error
+
+
+def _write(path: Path, content: bytes) -> Path:
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    return part.replace(path)

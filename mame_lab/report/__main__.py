@@ -1,0 +1,26 @@
+"""Make the report of runs again, from any folders.
+
+python -m mame_lab.report RUNS... [--out FOLDER]
+"""
+
+import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from mame_lab.errors import MameLabError
+from mame_lab.report import make
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = ArgumentParser("python -m mame_lab.report", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="folders of runs or of sweeps")
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where the report goes; else the first of RUNS")
+    said = parser.parse_args(arguments)
+    try:
+        print(f"Written to {make(said.runs, said.out or said.runs[0])}")
+    except MameLabError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

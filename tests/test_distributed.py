@@ -1,0 +1,89 @@
+"""Two processes give what one gives: the same accuracy, the same losses, and nothing left behind."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from runs import ROOT, TINY
+
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+FAST = [override for override in TINY if not override.startswith(("trainer.limit", "trainer.accelerator"))]
+TRAINING = [
+    *FAST,
+    "trainer.limit_train_batches=10",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1",
+    "trainer.precision=64-true",
+    "trainer.log_every_n_steps=1",
+    "dataset.augment=none",
+    "dataset.num_workers=0",
+    "optim.warmup_epochs=0",
+]
+
+
+def run(name, *overrides):
+    """train.py or eval.py in a process of its own; returns what is left of its group after it has ended."""
+    process = subprocess.Popen([sys.executable, str(ROOT / f"{name}.py"), *overrides], start_new_session=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    return output
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def losses(folder):
+    with (folder / "metrics.csv").open() as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+@pytest.mark.parametrize("judge", ["classifier", pytest.param("k-NN", marks=pytest.mark.slow)])
+def test_two_processes_evaluate_as_one(entry_point, tmp_path, judge):
+    overrides = [*FAST, "mame.r=10", "dataset.num_workers=0", *["model.num_classes=0"] * (judge == "k-NN")]
+    output = run("eval", *overrides, *TWO, f"hydra.run.dir={tmp_path / 'two'}")
+    assert output.count("Merged against unmerged") == 1
+    assert output.count("samples/s, all 2") == 1
+    entry_point("eval", tmp_path / "one", *overrides, "trainer=cpu")
+    one, two = result(tmp_path / "one"), result(tmp_path / "two")
+    assert one["merged"]["top1"]["total"] == 359
+    assert two["evaluated_by"] == judge
+    for arm in ("merged", "unmerged"):
+        for key in ("top1", "top5"):
+            assert two[arm][key] == one[arm][key]
+    assert two["agreement"] == one["agreement"]
+    for key in ("kl", "feature_error"):
+        assert two[key] == (one[key] and pytest.approx(one[key], rel=1e-4))
+    assert (one["conditions"]["processes"], two["conditions"]["processes"]) == (1, 2)
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {".hydra", "result.json", "metrics.csv", "eval.log"}
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_processes_trains_as_one_process_and_leaves_two_folders(entry_point, tmp_path):
+    sweep = [*TRAINING, *TWO, "dataset.batch_size=8", "mame.r=0,10", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    run("train", "-m", *sweep)
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1"]
+    for job, r in (("0", 0), ("1", 10)):
+        entry_point("train", tmp_path / f"one{r}", *TRAINING, "trainer=cpu", "dataset.batch_size=16", f"mame.r={r}")
+        folder = tmp_path / "sweep" / job
+        assert len(losses(folder)) == 10
+        assert losses(folder) == pytest.approx(losses(tmp_path / f"one{r}"), abs=1e-6)
+        assert result(folder)["train_batch"] == 4
+        files = {path.name for path in folder.iterdir()}
+        assert files == {".hydra", "checkpoints", "result.json", "metrics.csv", "train.log"}
+
+
+def test_a_failure_in_two_processes_ends_both(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *TRAINING, *TWO, "optim.lr=1e30", f"hydra.run.dir={tmp_path}"],
+        capture_output=True, text=True, timeout=200, start_new_session=True,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "loss is not finite" in (tmp_path / "error.txt").read_text()
+    assert done.stderr.count("error: optim.lr=1e+30") >= 1
