@@ -2,11 +2,13 @@
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
 from families import DEPTH, build, images
+from lightning.pytorch.plugins import Precision
 from rich.progress import Progress
 from runs import compose_config
 
@@ -25,7 +27,8 @@ SEARCHED = [
 
 
 def share(model, method, x):
-    return targets.gflops(apply(twin(model), method), x) / targets.gflops(model, x)
+    """Of the multiply-adds, the mean over all images."""
+    return speed.gflops(apply(twin(model), method), x)[""] / speed.gflops(model, x)[""]
 
 
 @pytest.mark.parametrize("method", SHAPED + SEARCHED, ids=str)
@@ -61,10 +64,44 @@ def test_shapes_of_the_lists():
     assert all(b > a - 1 / 16 for a, b in pairwise(fractions))
 
 
-def test_a_calibrated_list_is_where_the_mean_over_images_is_above_one_threshold():
-    model, x = build("vit").float(), images(6).float()
-    solved = targets.solve(model, Ward(flops=0.6, schedule="calibrated", blocks=[1, 3]), x)
-    assert [bool(leave) for leave in solved.r] == [block in (1, 3) for block in range(DEPTH)]
+def test_the_closest_of_the_candidates_is_kept(monkeypatch):
+    costs = iter([0.3, 0.9, 0.61] + [0.9, 0.3] * targets.COST_STEPS)
+    tried = []
+    monkeypatch.setattr(targets._Search, "candidate", lambda _, strength: tried.append(strength) or strength)
+    monkeypatch.setattr(targets._Search, "cost", lambda *_: next(costs))
+    solved = targets.solve(build("vit").float(), Ward(flops=0.6), images(2).float())
+    assert len(tried) == 1 + targets.COST_STEPS
+    assert solved == tried[2]
+
+
+@pytest.mark.parametrize("schedule", ["calibrated", "adaptive"])
+def test_only_the_blocks_that_were_asked_for_merge(schedule):
+    method, x = Ward(flops=0.6, schedule=schedule, blocks=[1, 3]), images(3).float()
+    solved = targets.solve(build("vit").float(), method, x)
+    assert [leave != 0 for leave in solved.schedule_for(DEPTH).amounts] == [block in (1, 3) for block in range(DEPTH)]
+
+
+@pytest.mark.parametrize(
+    ("similarity_BTS", "leave"),
+    [
+        ([[[0.9, -1.0], [0.8, 0.1]], [[0.1, 0.8], [-1.0, 0.9]]], 1),  # 0.9 and 0.1 in both, at other places
+        ([[[0.9, 0.8]], [[-0.9, -0.8]]], 0),  # all of one sample leave, none of the other
+    ],
+)
+def test_sources_leave_by_the_mean_of_their_ordered_similarities(similarity_BTS, leave):
+    similarity = lambda _: torch.tensor(similarity_BTS)  # noqa: E731
+    consensus = targets._Consensus(base=SimpleNamespace(similarity=similarity, plan=lambda _, leave: leave), tau=0.6)
+    assert consensus.plan(None, None) == leave
+    assert consensus.leaving == [leave]
+
+
+@pytest.mark.parametrize("prop_attn", [True, False])
+def test_calibration_attends_as_the_method_does(prop_attn, monkeypatch):
+    applied = []
+    monkeypatch.setattr(targets, "apply", lambda model, method: applied.append(method) or apply(model, method))
+    method = Ward(flops=0.6, schedule="calibrated", prop_attn=prop_attn)
+    targets._Search(build("vit").float(), method, images(2).float(), Progress()).candidate(0.5)
+    assert [ran.prop_attn for ran in applied] == [prop_attn]
 
 
 def test_a_speed_up_is_measured(monkeypatch):
@@ -125,3 +162,24 @@ def test_a_solved_schedule_can_be_given_back(tmp_path):
     targets.save(solved, tmp_path)
     given = compose_config("eval", [f"hydra.searchpath=[file://{tmp_path}]", "mame=solved"])
     assert Ward(**config.plain(given.mame)) == solved
+
+
+def trainer(**settings):
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(strategy=strategy, precision_plugin=Precision(), world_size=2, **settings)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_validation_images_are_solved_on_and_the_first_process_tells(first, tmp_path, capsys):
+    sampled = []
+    data = SimpleNamespace(sample=lambda *asked: sampled.append(asked) or (images(2).float(), None))
+    solved = targets.meet(build("vit").float(), Drop(flops=0.6), data, trainer(is_global_zero=first), tmp_path)
+    assert not solved.target
+    assert sampled == [(targets.CALIBRATION_IMAGES, "val")]
+    assert (tmp_path / "mame" / "solved.yaml").exists() == first
+    assert ("Solved: drop(r=[" in capsys.readouterr().out) == first
+
+
+def test_a_speed_up_is_not_solved_on_many_devices(tmp_path):
+    with pytest.raises(mame_lab.MameLabError, match=r"mame.speedup=1.4 is measured on one device, here are 2: "):
+        targets.meet(build("vit"), Ward(speedup=1.4), None, trainer(), tmp_path)
