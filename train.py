@@ -64,13 +64,15 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if run.compile:
             compilation.check_compiles(model, trainer.strategy.root_device)
             compilation.compile_models(model)
-        task = Classification(model, len(data.classes), run.optim, values)
+        trained = models.twin(model) if run.trainer.shards else model
+        task = Classification(trained, len(data.classes), run.optim, values)
         trainer.fit(task, data, ckpt_path=past and past.path)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if best:
             model.load_state_dict(checkpoint.read(best).state)
 
-        result = evaluate(model, data, trainer, run, training_loss=cross_entropy)
+        judge = run.trainer.unsharded().build(folder, loggers) if run.trainer.shards else trainer
+        result = evaluate(model, data, judge, run, training_loss=cross_entropy)
         tracking.log_result(loggers, result.metrics(), trainer.global_step)
         if trainer.is_global_zero:
             result.save(folder / "result.json")

@@ -150,6 +150,11 @@ def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str
     """
     merged = OmegaConf.create(values | {key: stored[key] for key in ("model", "mame", "dataset", "seed")})
     for said in OverridesParser.create().parse_overrides(overrides):
+        if said.key_or_group.partition(".")[0] not in values:
+            raise MameLabError(
+                f"{said.key_or_group}={said.value()} and ckpt=... exclude each other: a checkpoint carries the "
+                f"configuration of its run; write the values that are to differ"
+            )
         value = OmegaConf.select(OmegaConf.create(values), said.key_or_group)
         OmegaConf.update(merged, said.key_or_group, value, merge=False)
     return plain(merged)

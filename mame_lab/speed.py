@@ -121,7 +121,7 @@ def loader_rate(loader: Iterable[tuple[Tensor, Tensor]], seconds: float) -> floa
         samples += len(labels_B)
         if perf_counter() - start >= seconds:
             break
-    return samples / (perf_counter() - start) if start and samples else None
+    return samples / (perf_counter() - start) if start is not None and samples else None
 
 
 def gflops(model: Callable[[Tensor], object], inputs_B: Tensor, together: bool = False) -> dict[str, float]:

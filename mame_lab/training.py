@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,15 @@ class TrainerSettings:
         for key in ("max_epochs", "accumulate_grad_batches", "checkpoint_every_n_steps"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise MameLabError(f"trainer.{key}={getattr(self, key)}: set it to 1 or more")
+
+    @property
+    def shards(self) -> bool:
+        """Whether the weights are shared out among the processes: the trained model cannot then be run by itself."""
+        return self.strategy.startswith(("fsdp", "deepspeed"))
+
+    def unsharded(self) -> TrainerSettings:
+        """The same with whole weights in every process."""
+        return replace(self, strategy="ddp")
 
     def build(self, folder: Path, loggers: list[Logger], callbacks: Sequence[Callback] = ()) -> Trainer:
         """A Trainer that writes `best.ckpt` (highest val/top1) and `last.ckpt` to `folder`/checkpoints.

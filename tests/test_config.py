@@ -125,3 +125,9 @@ def test_a_loader_workers_traceback_is_one_line():
         "Caught MameLabError in DataLoader worker process 0.\nTraceback ...\nmame_lab.errors.MameLabError: a.jpg is bad"
     )
     assert cli.explain(MameLabError(wrapped)) == "a.jpg is bad"
+
+
+def test_an_experiment_does_not_go_with_a_checkpoint():
+    stored = values("train")
+    with pytest.raises(MameLabError, match=r"^experiment=mae_b_training_free and ckpt=\.\.\. exclude each other"):
+        config.override(stored, values("eval"), ["experiment=mae_b_training_free"])

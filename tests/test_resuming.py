@@ -22,6 +22,7 @@ RUN = [
     "trainer.checkpoint_every_n_steps=2",
     "dataset.num_workers=0",
     "mame.r=10",
+    "+model.args.proj_drop_rate=0.2",
 ]
 
 # train.py in a process that kills itself: before the update KILLED_AT, or in the middle of saving for the KILLED_ATth

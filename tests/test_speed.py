@@ -87,6 +87,30 @@ def test_training_step_goes_backward_and_leaves_no_trace():
     assert torch.equal(model.weight, before)
 
 
+def loader(clock, batches):
+    """Batches of so many samples, each after so many seconds."""
+    for samples, seconds in batches:
+        clock["now"] += seconds
+        yield torch.zeros(samples, 3), torch.zeros(samples)
+
+
+@pytest.mark.parametrize(
+    ("batches", "seconds", "rate", "left"),
+    [
+        ([(4, 100), (8, 1), (8, 1), (2, 0.5)], 1e9, 18 / 2.5, 0),
+        ([(4, 100), (8, 1), (8, 1), (2, 0.5)], 2, 16 / 2, 1),
+        ([(4, 100), (8, 1), (8, 1), (2, 0.5)], 0, 8 / 1, 2),
+        ([(4, 100)], 1e9, None, 0),
+        ([], 1e9, None, 0),
+    ],
+    ids=["to the end", "for a time", "one batch at least", "only the first", "empty"],
+)
+def test_a_loader_is_timed_after_its_first_batch(clock, batches, seconds, rate, left):
+    given = loader(clock, batches)
+    assert speed.loader_rate(given, seconds) == (None if rate is None else pytest.approx(rate))
+    assert len(list(given)) == left
+
+
 def test_vit_s_costs_what_the_field_reports():
     model = timm.create_model("vit_small_patch16_224").eval()
     costs = speed.gflops(model, torch.zeros(1, 3, 224, 224))

@@ -89,6 +89,8 @@ def test_without_a_progress_bar_nothing_is_shown(tmp_path, capfd):
         ({"limit_train_batches": 1.5, "accelerator": "cpu"}, "limit_train_batches"),
         ({"limit_val_batches": "x", "accelerator": "cpu"}, "'str'"),
         ({"max_epochs": 0}, "trainer.max_epochs=0"),
+        ({"checkpoint_every_n_steps": 0}, "trainer.checkpoint_every_n_steps=0"),
+        ({"strategy": "fsdp", "accelerator": "cpu"}, "fsdp"),
         ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches=0"),
     ],
 )
@@ -107,3 +109,9 @@ def test_settings_are_read_without_torch():
         "assert not {'torch', 'lightning', 'wandb', 'timm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_shards_is_measured_unsharded():
+    assert [TrainerSettings(strategy=strategy).shards for strategy in ("auto", "ddp", "fsdp")] == [False, False, True]
+    settings = TrainerSettings(strategy="fsdp", devices=2)
+    assert settings.unsharded() == TrainerSettings(strategy="ddp", devices=2)

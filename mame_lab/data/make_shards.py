@@ -52,3 +52,5 @@ if __name__ == "__main__":
         make(said.folder, said.out)
     except MameLabError as error:
         sys.exit(f"error: {error}")
+    except ImportError as error:
+        sys.exit(f"error: {error}: pip install 'mame_lab[shards]'")

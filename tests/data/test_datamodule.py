@@ -2,6 +2,7 @@
 
 import traceback
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -78,6 +79,18 @@ def test_training_order_follows_the_seed_of_the_run():
     assert epoch(1) == epoch(1)
     assert epoch(1) != epoch(2)
     assert sorted(epoch(1)) == list(range(50))
+
+
+def test_the_order_goes_on_with_the_trainer():
+    def rest(epoch, done):
+        data = ImageData(Counted(size=50, batch_size=10), PREPROCESSING)
+        current = SimpleNamespace(current=SimpleNamespace(processed=done))
+        loops = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=current))
+        data.trainer = SimpleNamespace(current_epoch=epoch, fit_loop=loops)
+        return labels(data.train_dataloader())
+
+    assert rest(0, 0) != rest(1, 0)
+    assert rest(1, 2) == rest(1, 0)[20:]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -1,0 +1,85 @@
+"""Every published claim in conf/experiment says what it takes, composes as its header says, and runs on stand-ins."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hydra.errors import ConfigCompositionException
+from omegaconf import open_dict
+from runs import ROOT, TINY, compose_config
+
+from mame_lab import cli, config, targets
+from mame_lab.results import Result
+
+PATHS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
+FIELDS = ["Command", "Weights", "Data", "Published", "Measured"]
+# The same family, but tiny and random, on digits.
+STAND_INS = [
+    *("++model.args.depth=4", "++model.args.embed_dim=16", "++model.args.num_heads=2", "++model.args.patch_size=4"),
+    *("model.img_size=32", "model.num_classes=10", "model.pretrained=false", "model.weights=null"),
+    *("mame.blocks=3", "dataset=digits", "dataset.batch_size=16"),
+    *(override for override in TINY if not override.startswith("model.")),
+]
+
+
+def header(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"^# (\w+): +(.+)$", path.read_text(), re.MULTILINE))
+
+
+def command(path: Path, key: str = "Command") -> tuple[str, list[str]]:
+    """train or eval, and the overrides."""
+    entry, overrides = re.fullmatch(r"python (train|eval)\.py (.+)", header(path)[key]).groups()
+    return entry, overrides.split()
+
+
+def composed(entry: str, overrides: list[str]) -> config.Config:
+    cfg = compose_config(entry, overrides)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return config.typed({"train": config.TrainConfig, "eval": config.EvalConfig}[entry], config.plain(cfg))
+
+
+def test_there_is_one_for_each_model_of_the_claims():
+    names = {path.stem for path in PATHS}
+    free = {f"{model}_training_free" for model in ("deit_b", "deit_s", "mae_b", "mae_l", "mae_h")}
+    assert free | {"vit_b_last_layer", "vit_ti_from_scratch"} <= names
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_the_header_says_what_it_takes_and_what_to_expect(path):
+    said = header(path)
+    assert [key for key in said if key in FIELDS] == FIELDS
+    assert f"experiment={path.stem}" in command(path)[1]
+    assert re.search(r"\d %|-> \d", said["Published"])
+    assert re.search(r"\d|not run here: needs", said["Measured"])
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_the_commands_of_the_header_compose(path):
+    run = composed(*command(path))
+    assert (run.dataset.name, run.dataset.root) == ("imagenet", "FOLDER")
+    assert run.mame.method == "paper"
+    assert run.mame.flops < 1
+    assert (run.model.weights == "FILE") is header(path)["Weights"].startswith("FILE is")
+    for key in {"Before", "Unmerged"} & set(header(path)):
+        plain = composed(*command(path, key))
+        assert plain.mame.schedule_for(12).off
+        assert plain.model.name == run.model.name
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_it_runs_on_stand_ins(path, entry_point, tmp_path, monkeypatch):
+    monkeypatch.setattr(targets, "CALIBRATION_IMAGES", 2)
+    entry, overrides = command(path)
+    own = [override for override in overrides if override.startswith("experiment=")]
+    entry_point(entry, tmp_path, *own, *STAND_INS)
+    result, asked = Result.load(tmp_path / "result.json"), composed(entry, own)
+    assert result.flop_ratio == pytest.approx(asked.mame.flops, abs=0.2)
+    assert result.conditions.dtype == asked.trainer.precision
+    assert result.evaluated_by == "classifier"
+
+
+def test_evaluating_a_claim_of_training_is_refused():
+    with pytest.raises(ConfigCompositionException) as raised:
+        composed("eval", ["experiment=vit_b_last_layer"])
+    assert "Could not override 'finetune'" in cli.explain(raised.value)
