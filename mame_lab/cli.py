@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,8 @@ from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from mame_lab.errors import MameLabError
+
+log = logging.getLogger(__name__)
 
 REASON = "error.txt"  # in the folder of a run that failed
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -49,7 +52,10 @@ def job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
             return task(cfg)
     except Exception as error:
         known = isinstance(error, MameLabError)
-        give_reason(folder, explain(error) if known else f"{type(error).__name__}: {explain(error)}")
+        reason = explain(error) if known else f"{type(error).__name__}: {explain(error)}"
+        give_reason(folder, reason)
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            log.error("%s failed: %s", folder, reason)  # Hydra says so only when all jobs have ended.
         if not known or WANTS_TRACEBACK or HydraConfig.get().mode is RunMode.MULTIRUN:
             raise
         sys.exit(f"error: {explain(error)}")

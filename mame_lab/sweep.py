@@ -1,8 +1,9 @@
-"""Sweeps: what cannot be composed fails alone, what fails says why in its folder."""
+"""Sweeps: what cannot be composed fails alone, what fails says why in its folder, and a report is made at the end."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -50,7 +51,7 @@ class Sweep(Sweeper):
         return Path(self.config.hydra.sweep.dir)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Run all, and only then fail.
+        """Run all, make the report, and only then fail.
 
         Raises:
             MameLabError: runs failed or could not be composed.
@@ -61,6 +62,7 @@ class Sweep(Sweeper):
         results = []
         for batch in BasicSweeper.split_arguments(parsed, self.max_batch_size):
             results += self.launch(batch, len(results))
+        report_of(self.folder)
         failed = sum(each.status.name != "COMPLETED" for each in results) + len(self.left_out())
         if failed:
             raise MameLabError(f"{failed} of {len(results) + len(self.left_out())} runs failed: see {self.folder}")
@@ -92,6 +94,18 @@ class Sweep(Sweeper):
             give_reason(folder, explain(error))
             log.error("Left out: %s: %s", " ".join(overrides), explain(error))
             return False
+
+
+def report_of(folder: Path) -> None:
+    """Make the report of all runs in the folder of a sweep and say where it is, in the first of several processes."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from mame_lab import report
+
+    try:
+        log.info("Report: %s", report.make([folder], folder))
+    except Exception:
+        log.exception("No report; python -m mame_lab.report %s makes it again", folder)
 
 
 def register(sweeper: type[Sweeper]) -> None:

@@ -27,7 +27,7 @@ def make(folders: Iterable[Path], out: Path) -> Path:
     drawn = charts.draw(found)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / "report.png", charts.png(drawn, page.title(found)))
+        _write(out / "report.png", charts.png(drawn, page.TITLE, [page.count(found), page.measured(found)]))
         return _write(out / "report.html", page.html(found, drawn).encode())
     except OSError as error:
         raise MameLabError(f"--out={out} cannot be written to ({error.strerror}): choose another folder") from error

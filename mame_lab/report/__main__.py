@@ -12,7 +12,9 @@ from mame_lab.report import make
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = ArgumentParser("python -m mame_lab.report", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        "python -m mame_lab.report", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", metavar="RUNS", type=Path, nargs="+", help="folders of runs or of sweeps")
     parser.add_argument("--out", metavar="FOLDER", type=Path, help="where the report goes; else the first of RUNS")
     said = parser.parse_args(arguments)

@@ -45,7 +45,7 @@ def models(runs: Sequence[Run]) -> list[Model]:
     finished = [(run, run.result) for run in runs if run.result]
     shared: dict[tuple, list[tuple[Run, Result]]] = {}
     for run, result in finished:
-        same = result.conditions.weights, *sorted(conditions(result).items())
+        same = result.conditions.weights, result.unmerged.top1, *sorted(conditions(result).items())
         shared.setdefault(same, []).append((run, result))
     merged = [Model([run], result, merged=True) for run, result in finished]
     return merged + [_unmerged(group) for group in shared.values()]
@@ -53,10 +53,9 @@ def models(runs: Sequence[Run]) -> list[Model]:
 
 def optimal(models: Sequence[Model], axis: Axis) -> list[Model]:
     """Those that no other is at least as good as in accuracy and on the axis, and better in one of the two."""
-    judged = [(model, model.arm.top1) for model in models]
-    points = [(top1.value, axis.sign * axis.amount(model.arm)) for model, top1 in judged if top1]
-    on_front = front(points)
-    return [model for (model, _), keep in zip([each for each in judged if each[1]], on_front, strict=True) if keep]
+    judged = [model for model in models if model.arm.top1]
+    points = [(top1.value, axis.sign * axis.amount(model.arm)) for model in judged if (top1 := model.arm.top1)]
+    return [model for model, keep in zip(judged, front(points), strict=True) if keep]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:

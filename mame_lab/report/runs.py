@@ -77,6 +77,12 @@ def differing(settings: Sequence[Mapping[str, str]]) -> list[str]:
     return [key for key in keys if len({each.get(key) for each in settings}) > 1]
 
 
+def telling(runs: Sequence[Run]) -> list[str]:
+    """The overrides that tell the runs apart; where none does, all of them."""
+    settings = [run.overrides for run in runs]
+    return differing(settings) or list(common(settings))
+
+
 def common(settings: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """What is the same everywhere."""
     varying = differing(settings)

@@ -54,7 +54,7 @@ def test_processes_share_the_batches_of_one_process(count, size, processes):
         assert len({len(part) for part in parts}) == 1
         together = [item for part in parts for item in part]
         assert set(together) <= set(batch)
-        assert len(together) == len(batch) - len(batch) % processes
+        assert len(set(together)) == len(together) == len(batch) - len(batch) % processes
 
 
 @given(st.integers(2, 60), SIZES, st.integers(0, 3), st.data())

@@ -1,0 +1,31 @@
+"""The numbers of a model as the table and the tooltips show them."""
+
+from __future__ import annotations
+
+import math
+
+from mame_lab.report.pareto import Model
+
+ABSENT = "-"
+COLUMNS = ("top-1 [95 %]", "change", "speed-up", "samples/s", "GFLOPs", "tokens at the end")
+
+
+def numbers(model: Model) -> dict[str, str]:
+    """One text for each of COLUMNS."""
+    top1, unmerged_top1, speedup = model.arm.top1, model.result.unmerged.top1, model.result.speedup
+    change = 100 * (top1.value - unmerged_top1.value) if model.merged and top1 and unmerged_top1 else None
+    texts = (
+        str(top1) if top1 else ABSENT,
+        ABSENT if change is None else f"{round(change, 1) + 0:+.1f} points",
+        f"{speedup:.2f}x" if model.merged and speedup is not None else ABSENT,
+        _digits(model.arm.samples_per_s),
+        _digits(model.arm.gflops),
+        f"{model.arm.tokens[-1]:.0f} of {model.result.unmerged.tokens[0]:.0f}",
+    )
+    return dict(zip(COLUMNS, texts, strict=True))
+
+
+def _digits(x: float) -> str:
+    """At least three digits, never an exponent."""
+    decimals = 2 - math.floor(math.log10(x)) if x > 0 else 0
+    return f"{x:,.{max(0, decimals)}f}"
