@@ -103,6 +103,8 @@ class EvalConfig(Config):
             )
 
 
+# What says how much merges: one of these replaces the others.
+AMOUNTS = ("mame.r", "mame.tau", "mame.flops", "mame.speedup")
 # Groups with several classes, the key that tells which one, and the classes.
 CHOICES = {
     "mame": ("method", METHODS),
@@ -143,13 +145,20 @@ def typed(cls: type[Run], values: dict[str, Any]) -> Run:
 def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     """`values` with the experiment (model, mame, dataset, seed) of a checkpoint, except for what `overrides` name.
 
+    Where they say how much merges, what the checkpoint says of that (of AMOUNTS) no longer holds.
+
     Args:
         stored: the configuration that a checkpoint holds.
         values: the configuration composed from `overrides`.
         overrides: what the command line says, in Hydra's syntax.
     """
     merged = OmegaConf.create(values | {key: stored[key] for key in ("model", "mame", "dataset", "seed")})
-    for said in OverridesParser.create().parse_overrides(overrides):
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    if any(said.key_or_group in AMOUNTS for said in parsed):
+        for key in AMOUNTS:
+            if OmegaConf.select(merged, key) is not None:
+                OmegaConf.update(merged, key, None)
+    for said in parsed:
         if said.key_or_group.partition(".")[0] not in values:
             raise MameLabError(
                 f"{said.key_or_group}={said.value()} and ckpt=... exclude each other: a checkpoint carries the "

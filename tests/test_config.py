@@ -13,6 +13,7 @@ from runs import ROOT, compose_config
 from mame_lab import MameLabError, Ward, cli, config
 from mame_lab.data import DATASETS
 from mame_lab.data.imagefolder import ImageFolder
+from mame_lab.merging import ToMe
 
 CHOICES = [(path.parent.name, path.stem) for path in sorted((ROOT / "conf").glob("*/*.yaml"))]
 ENTRIES = {"train": config.TrainConfig, "eval": config.EvalConfig}
@@ -131,3 +132,23 @@ def test_an_experiment_does_not_go_with_a_checkpoint():
     stored = values("train")
     with pytest.raises(MameLabError, match=r"^experiment=mae_b_training_free and ckpt=\.\.\. exclude each other"):
         config.override(stored, values("eval"), ["experiment=mae_b_training_free"])
+
+
+@pytest.mark.parametrize("said", ["mame.r=16", "mame.tau=0.9", "mame.flops=0.5"])
+def test_a_checkpoint_at_another_amount(said):
+    stored = values("train", "mame.tau=0.95") if said == "mame.r=16" else values("train", "mame.r=8")
+    merged = config.override(stored, values("eval", said), [said])
+    key, _, value = said.partition("=")
+    amounts = {f"mame.{name}": merged["mame"].get(name) for name in ("r", "tau", "flops", "speedup")}
+    assert {name: str(amount) for name, amount in amounts.items() if amount is not None} == {key: value}
+    config.typed(config.EvalConfig, merged)
+
+
+def test_a_method_without_a_threshold_at_another_amount():
+    merged = config.override(values("train", "mame=tome", "mame.r=8"), values("eval", "mame.r=16"), ["mame.r=16"])
+    assert config.typed(config.EvalConfig, merged).mame == ToMe(r=16)
+
+
+def test_other_words_leave_the_amount_of_a_checkpoint():
+    merged = config.override(values("train", "mame.r=8"), values("eval", "seed=3"), ["seed=3"])
+    assert (merged["mame"]["r"], merged["seed"]) == (8, 3)
