@@ -63,7 +63,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
         mame_lab.apply(model, run.mame)
         pictures.check(model, run)
         result = compare(model, data, trainer, run)
-        tracking.log_result(loggers, result.metrics())
+        tracking.log_result(loggers, result)
         if trainer.is_global_zero:
             result.save(folder / "result.json")
             print(result.table())

@@ -73,7 +73,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
         judge = run.trainer.unsharded().build(folder, loggers) if run.trainer.shards else trainer
         result = evaluate(model, data, judge, run, training_loss=cross_entropy)
-        tracking.log_result(loggers, result.metrics(), trainer.global_step)
+        tracking.log_result(loggers, result, trainer.global_step)
         if trainer.is_global_zero:
             result.save(folder / "result.json")
             print(result.table())

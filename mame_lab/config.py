@@ -116,9 +116,10 @@ CHOICES = {
 
 def register() -> None:
     """Make the schema known to Hydra: one for each entry point, and one for each choice of `CHOICES`."""
-    from mame_lab import sweep
+    from mame_lab import search, sweep
 
-    sweep.register(sweep.Sweep)
+    for sweeper in (sweep.Sweep, search.Search):
+        sweep.register(sweeper)
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)

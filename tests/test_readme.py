@@ -1,6 +1,7 @@
 """What the README says to write, runs."""
 
 import re
+import shlex
 from dataclasses import dataclass
 
 import pytest
@@ -38,8 +39,8 @@ def test_a_method_of_your_own():
 
 @pytest.mark.parametrize("line", re.findall(r"^python (?:train|eval)\.py [^\n#\\]*", README, re.M))
 def test_commands_compose(line):
-    words = [word for word in line.split()[2:] if word not in ("-m", "--help")]
-    swept = [re.sub(r"=([^\[,]+),.*", r"=\1", word) for word in words]
+    words = [word for word in shlex.split(line)[2:] if word not in ("-m", "--help")]
+    swept = [re.sub(r"=(?:range\()?([^\[,]+),.*", r"=\1", word) for word in words]
     assert compose_config(line.split()[1].removesuffix(".py"), swept)
 
 
