@@ -38,6 +38,11 @@ def run(main: Callable) -> None:
         if WANTS_TRACEBACK:
             raise
         sys.exit(f"error: {explain(error)}")
+    except OSError as error:
+        if WANTS_TRACEBACK or (error.filename is None and error.errno is None):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.exit(f"error: {where}{error.strerror}: make room or give another hydra.run.dir; what is saved is whole")
 
 
 def job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:

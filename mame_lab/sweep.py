@@ -60,9 +60,11 @@ class Sweep(Sweeper):
         parsed = OverridesParser.create(self.hydra_context.config_loader).parse_overrides(said)
         self.start()
         results = []
-        for batch in BasicSweeper.split_arguments(parsed, self.max_batch_size):
-            results += self.launch(batch, len(results))
-        report_of(self.folder)
+        try:
+            for batch in BasicSweeper.split_arguments(parsed, self.max_batch_size):
+                results += self.launch(batch, len(results))
+        finally:
+            report_of(self.folder)
         failed = sum(each.status.name != "COMPLETED" for each in results) + len(self.left_out())
         if failed:
             raise MameLabError(f"{failed} of {len(results) + len(self.left_out())} runs failed: see {self.folder}")

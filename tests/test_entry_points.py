@@ -191,7 +191,14 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize(
     ("override", "line"),
-    [("mame.tua=1", "error: mame.tua: Key 'tua' not in"), ("mame.r=60", "error: mame.r=60 is too large for block 0")],
+    [
+        ("mame.tua=1", "error: mame.tua: Key 'tua' not in"),
+        ("mame.r=60", "error: mame.r=60 is too large for block 0"),
+        (
+            "hydra.run.dir=/dev/null/run",
+            "error: /dev/null/run: Not a directory: make room or give another hydra.run.dir",
+        ),
+    ],
 )
 def test_a_wrong_input_is_one_line_and_a_failure(override, line, tmp_path):
     done = command(str(ROOT / "train.py"), override, cwd=tmp_path)
