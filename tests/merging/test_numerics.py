@@ -1,0 +1,135 @@
+"""NaN, half precision, autocast and gradients through one merge step."""
+
+import pytest
+import torch
+from made_tokens import advance, copies, plain, rand
+
+from mame_lab.merging import Drop, MaMe, ToMe, Ward
+from mame_lab.merging.state import MergeState, attention_bias
+from mame_lab.merging.tokens import Tokens
+
+
+@pytest.mark.parametrize("method", [MaMe(r=2), MaMe(r=2, tau=0.5), Ward(r=2), ToMe(r=2), Drop(r=2)], ids=str)
+def test_nan_tokens_keep_static_shapes(method):
+    """A diverged model must show as NaN, not as an index error."""
+    y, _ = advance(MergeState(1), method, torch.full((1, 9, 3), float("nan")), 2)
+    assert y.shape == (1, 7, 3)
+    assert y.isnan().all()
+
+
+@pytest.mark.parametrize("method", [MaMe(tau=0.5), Ward(tau=0.5)], ids=str)
+def test_nan_in_one_sample_leaves_the_others_alone(method):
+    x = rand(torch.Generator().manual_seed(0), 2, 15, 3)
+    x[0] = float("nan")
+    y, state = advance(MergeState(1), method, x, None)
+    alone, alone_state = advance(MergeState(1), method, x[1:], None)
+    k = alone.shape[1]
+    assert state.valid_BN.sum(1).tolist() == [15, k]
+    torch.testing.assert_close(y[1:, :k], alone)
+    torch.testing.assert_close(state.size_BN1[1:, :k], alone_state.size_BN1)
+    assert y[0].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("method", "leave"),
+    [(MaMe(tau=0.5), None), (MaMe(r=9, tau=0.0), 9), (ToMe(r=9), 9), (Ward(tau=0.2), None), (Ward(r=9), 9)],
+    ids=str,
+)
+def test_half_precision_keeps_mass(dtype, method, leave):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(1, 1, 32, generator=generator) + 0.7 * torch.randn(2, 99, 32, generator=generator)).to(dtype)
+    y, state = x, MergeState(1)
+    for _ in range(3):
+        y, state = advance(state, method, y, leave)
+    assert y.dtype == state.bias_B11N.dtype == dtype
+    assert state.size_BN1.dtype == torch.float32
+    assert y.shape[1] < 80
+    torch.testing.assert_close(state.size_BN1.sum(1), torch.full((2, 1), 99.0), rtol=1e-5, atol=0)
+    if not isinstance(method, Ward):
+        error = (state.size_BN1 * y.float()).mean(1) - x.float().mean(1) * 99 / y.shape[1]
+        assert error.norm() < 3 * torch.finfo(dtype).eps * x.float().mean(1).norm() * 99 / y.shape[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("method", "leave"), [(MaMe(tau=0.5), None), (ToMe(r=9), 9), (Ward(tau=0.2), None), (Ward(r=9), 9)], ids=str
+)
+def test_half_precision_selects_what_single_precision_does(dtype, method, leave):
+    generator = torch.Generator().manual_seed(0)
+    x = (torch.randn(1, 1, 32, generator=generator) + 0.7 * torch.randn(2, 99, 32, generator=generator)).to(dtype)
+    half, single = method.plan(plain(x, 1), leave), method.plan(plain(x.float(), 1), leave)
+    assert torch.equal(half.index_BK, single.index_BK)
+    assert torch.equal(half.W_BKR, single.W_BKR)
+    size = torch.ones(2, 99, 1)
+    y, expected = half.merge(x, size)[0].float(), single.merge(x.float(), size)[0]
+    torch.testing.assert_close(y, expected, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("method", [MaMe(tau=0.5), Ward(tau=0.5)], ids=str)
+def test_autocast_keeps_mass_and_restores(method):
+    x = copies(1, kinds=4, patches=41).float() + 0.1 * torch.randn(2, 42, 6, generator=torch.Generator().manual_seed(0))
+    expected, plain = advance(MergeState(1, record=True), method, x, None)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = advance(MergeState(1, record=True), method, x, None)
+        restored = state.restore(y)
+    assert torch.equal(state.size_BN1, plain.size_BN1)
+    assert torch.equal(y, expected)
+    assert torch.equal(restored, plain.restore(expected))
+
+
+@pytest.mark.parametrize(
+    ("method", "leave"),
+    [
+        (MaMe(tau=-0.5), None),
+        (MaMe(tau=0.1), None),
+        (MaMe(r=2, tau=0.1), 2),
+        (Ward(tau=0.2), None),
+        (Ward(r=2), 2),
+        (ToMe(r=2), 2),
+        (Drop(r=2), 2),
+    ],
+    ids=str,
+)
+def test_gradients_are_those_of_the_merge(method, leave):
+    """gradcheck in float64, away from the thresholds: tokens, sizes and the attention bias."""
+    torch.manual_seed(3)
+    x = torch.randn(2, 8, 3, dtype=torch.float64, requires_grad=True)
+    sizes = torch.full((2, 8, 1), 1.5, dtype=torch.float64)
+
+    def step(x):
+        torch.manual_seed(0)
+        plan = method.plan(Tokens(x, x, sizes, 1, key_BND=x), leave)
+        y, size = plan.merge(x, sizes)
+        valid = size[..., 0] > 0
+        bias = attention_bias(size, plan.valid_BK, prop_attn=True)
+        return y * valid[..., None], size, bias.masked_fill(bias.isinf(), 0), plan.restore(y)
+
+    assert torch.autograd.gradcheck(step, x)
+    assert step(x)[1].requires_grad == (isinstance(method, MaMe) and method.tau is not None)
+
+
+@pytest.mark.parametrize("method", [MaMe(tau=0.8), Ward(tau=0.8)], ids=str)
+def test_padding_has_finite_gradients(method):
+    torch.manual_seed(0)
+    x = torch.randn(1, 1, 4) + torch.tensor([0.5, 1.0, 3.0]).view(3, 1, 1) * torch.randn(3, 21, 4)
+    x.requires_grad_()
+    y, state = advance(MergeState(0), method, x, None)
+    assert state.valid_BN is not None
+    assert not state.valid_BN.all()
+    assert state.size_BN1.requires_grad == isinstance(method, MaMe)
+    attention = (y @ y.mT + state.bias_B11N[:, 0]).softmax(-1)
+    (attention @ y).square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert (attention[:, :, -1][~state.valid_BN[:, -1]] == 0).all()
+
+
+def test_tokens_that_are_zero_have_finite_gradients():
+    """Their norms have no quotient."""
+    x, inputs = rand(torch.Generator().manual_seed(0), 2, 1, 5, 4)
+    x[:, :2], inputs[:, 1] = 0, inputs[:, 0]
+    x.requires_grad_()
+    y, _ = Ward(r=1).plan(plain(x)._replace(input_BNC=inputs), 1).merge(x, torch.ones(1, 5, 1, dtype=x.dtype))
+    assert torch.equal(y, x[:, [0, 2, 3, 4]])
+    y.sum().backward()
+    assert x.grad.isfinite().all()
