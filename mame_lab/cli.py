@@ -105,6 +105,8 @@ def explain(error: Exception) -> str:
         return f"{group}={name} is not known{_near(name, error.options)}: choose from {', '.join(error.options)}"
     if isinstance(cause, OmegaConfBaseException):
         return explain(cause)
+    if isinstance(error, HydraException) and isinstance(cause, MameLabError):  # from a plugin
+        return explain(cause)
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         known = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
         near = _near(str(error.key), known) if error.key not in known else ""

@@ -152,3 +152,9 @@ def test_a_method_without_a_threshold_at_another_amount():
 def test_other_words_leave_the_amount_of_a_checkpoint():
     merged = config.override(values("train", "mame.r=8"), values("eval", "seed=3"), ["seed=3"])
     assert (merged["mame"]["r"], merged["seed"]) == (8, 3)
+
+
+def test_an_error_of_a_plugin_is_its_own_line():
+    error = HydraException("Error in call to target")
+    error.__cause__ = MameLabError("hydra.sweeper.sampler=x is not known")
+    assert cli.explain(error) == "hydra.sweeper.sampler=x is not known"
