@@ -55,8 +55,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     trainer = run.trainer.build(folder, loggers, [resuming.Reseed(run.seed)])
     with training.processes(trainer):
         if past:
-            print(f"Going on from {past.path}, after {past.step} updates of the weights.")
             run = config.typed(config.TrainConfig, values | {"mame": past.config["mame"]})
+            print(f"Going on from {past.path}, after {past.step} updates of the weights, with mame={run.mame}.")
         run.mame = targets.meet(model, run.mame, data, trainer, folder)
         values["mame"] = asdict(run.mame)
         mame_lab.apply(model, run.mame)

@@ -257,7 +257,7 @@ def _speed(result: Result) -> Iterator[tuple[str, ...]]:
         result.train_speedup,
     )
     if result.loader_samples_per_s is not None:
-        yield "data loader alone", _number(result.loader_samples_per_s)
+        yield "data loader alone", number(result.loader_samples_per_s)
     if result.realised is not None:
         yield "FLOP-ideal realised", f"{100 * result.realised:.0f} %", "", f"of {result.ideal_speedup:.2f}x"
 
@@ -268,13 +268,13 @@ def _ratio(
     """A row of two numbers and their ratio, unless that was measured by itself."""
     if merged is not None and unmerged is not None:
         change = merged / unmerged if ratio is None else ratio
-        yield name, _number(merged), _number(unmerged), f"{change:.2f}x"
+        yield name, number(merged), number(unmerged), f"{change:.2f}x"
 
 
-def _number(x: float) -> str:
-    """At least three digits, never an exponent."""
+def number(x: float, separator: str = "") -> str:
+    """At least three digits, never an exponent; `separator` stands between thousands."""
     decimals = 2 - math.floor(math.log10(x)) if x > 0 else 0
-    return f"{x:.{max(0, decimals)}f}"
+    return f"{x:{separator}.{max(0, decimals)}f}"
 
 
 def _tokens(arm: Arm) -> str:

@@ -38,6 +38,7 @@ class Sweep(Sweeper):
     def __init__(self, max_batch_size: int | None = None, params: dict[str, str] | None = None) -> None:
         self.max_batch_size = max_batch_size
         self.params = params or {}
+        self.left_out: list[Path] = []  # the folders of the runs that could not be composed
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         self.hydra_context: Any = hydra_context
@@ -65,9 +66,9 @@ class Sweep(Sweeper):
                 results += self.launch(batch, len(results))
         finally:
             report_of(self.folder)
-        failed = sum(each.status.name != "COMPLETED" for each in results) + len(self.left_out())
+        failed = sum(each.status.name != "COMPLETED" for each in results) + len(self.left_out)
         if failed:
-            raise MameLabError(f"{failed} of {len(results) + len(self.left_out())} runs failed: see {self.folder}")
+            raise MameLabError(f"{failed} of {len(results) + len(self.left_out)} runs failed: see {self.folder}")
         return results
 
     def start(self) -> None:
@@ -80,17 +81,14 @@ class Sweep(Sweeper):
         legal = [overrides for overrides in batch if self._composes(overrides)]
         return list(self.launcher.launch(legal, initial_job_idx=first)) if legal else []
 
-    def left_out(self) -> list[Path]:
-        """The folders of the runs that could not be composed."""
-        return sorted(self.folder.glob("left_out_*"))
-
     def _composes(self, overrides: Overrides) -> bool:
         """Whether a run can be composed; if not, a folder of its own says why."""
         try:
             self.validate_batch_is_legal([overrides])
             return True
         except (HydraException, OmegaConfBaseException) as error:
-            folder = self.folder / f"left_out_{len(self.left_out())}"
+            folder = self.folder / f"left_out_{len(list(self.folder.glob('left_out_*')))}"
+            self.left_out.append(folder)
             (folder / ".hydra").mkdir(parents=True)
             OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
             give_reason(folder, explain(error))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 from mame_lab.report.pareto import Model
+from mame_lab.results import number
 
 ABSENT = "-"
 COLUMNS = ("top-1 [95 %]", "change", "speed-up", "samples/s", "GFLOPs", "tokens at the end")
@@ -18,14 +17,8 @@ def numbers(model: Model) -> dict[str, str]:
         str(top1) if top1 else ABSENT,
         ABSENT if change is None else f"{round(change, 1) + 0:+.1f} points",
         f"{speedup:.2f}x" if model.merged and speedup is not None else ABSENT,
-        _digits(model.arm.samples_per_s),
-        _digits(model.arm.gflops),
+        number(model.arm.samples_per_s, ","),
+        number(model.arm.gflops, ","),
         f"{model.arm.tokens[-1]:.0f} of {model.result.unmerged.tokens[0]:.0f}",
     )
     return dict(zip(COLUMNS, texts, strict=True))
-
-
-def _digits(x: float) -> str:
-    """At least three digits, never an exponent."""
-    decimals = 2 - math.floor(math.log10(x)) if x > 0 else 0
-    return f"{x:,.{max(0, decimals)}f}"
