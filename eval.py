@@ -3,6 +3,7 @@
 python eval.py model=deit_b dataset=imagenet dataset.root=FOLDER mame.r=13     pretrained weights, training-free
 python eval.py model=dinov2_s model.weights=FILE dataset=digits mame.r=8       a backbone, judged by k-NN
 python eval.py ckpt=outputs/train/RUN/checkpoints/best.ckpt mame.r=16          a checkpoint at another budget
+python eval.py model=sd21 dataset=prompts mame.r=0.5                           images of a diffusion pipeline
 """
 
 from pathlib import Path
@@ -27,6 +28,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     if stored:
         values = config.override(stored.config, values, list(HydraConfig.get().overrides.task))
     run = config.typed(config.EvalConfig, values)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    if run.generates:
+        from mame_lab.synthesis import synthesise
+
+        return synthesise(run, values, folder)
 
     import lightning
     import rich
@@ -39,7 +45,6 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     from mame_lab.evaluation import evaluate as compare
 
     print = rank_zero_only(rich.print)
-    folder = Path(HydraConfig.get().runtime.output_dir)
     lightning.seed_everything(run.seed, workers=True, verbose=False)
 
     family = models.family(run.model.family)

@@ -10,8 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mame_lab.benchmarks import BENCHMARKS
+from mame_lab.benchmarks import BENCHMARKS, Denoiser
 from mame_lab.data import DATASETS
+from mame_lab.data.prompts import Prompts
 from mame_lab.errors import MameLabError
 from mame_lab.finetune import Finetune
 from mame_lab.merging import METHODS
@@ -63,6 +64,18 @@ class Config:
     compile: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.generates != (self.model.family == "diffusers"):
+            raise MameLabError(
+                f"model.name={self.model.name} and dataset={self.dataset.name} do not go together: dataset=prompts is "
+                f"for the pipelines model=sd21, sd21_base, sd15, sdxl and sd_mini, all others for models that classify"
+            )
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model makes images from prompts."""
+        return isinstance(self.dataset, Prompts)
+
 
 @dataclass(kw_only=True)
 class TrainConfig(Config):
@@ -76,6 +89,11 @@ class TrainConfig(Config):
     finetune: Finetune
     optim: AdamW
     resume: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.generates:
+            raise MameLabError("dataset=prompts is not trained on: merging in pipelines is training-free, use eval.py")
 
 
 @dataclass(kw_only=True)
@@ -94,6 +112,16 @@ class EvalConfig(Config):
     visualize: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.generates and (self.compile or self.visualize or self.ckpt):
+            raise MameLabError(
+                "compile, visualize and ckpt are for models that classify: leave them with dataset=prompts"
+            )
+        if self.benchmark is not None and self.generates != isinstance(self.benchmark, Denoiser):
+            raise MameLabError(
+                f"benchmark={self.benchmark.name} and dataset={self.dataset.name} do not go together: "
+                f"benchmark=denoiser is for dataset=prompts, all others are for models that classify"
+            )
         if not 0 <= self.visualize <= 64:
             raise MameLabError(f"visualize={self.visualize} is out of range: give a number of images from 0 to 64")
         if self.visualize and self.benchmark is not None:

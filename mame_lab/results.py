@@ -70,8 +70,10 @@ class Arm:
     latency_ms_p95: float
     peak_memory_mb: float | None = None  # 1e6 bytes in the forward of a batch, beyond weights and input
     train_samples_per_s: float | None = None
+    step_ms_p50: float | None = None  # of one step of many that make a sample
     top1: Proportion | None = None
     top5: Proportion | None = None
+    quality: dict[str, float] = field(default_factory=dict)  # of generated images, by the name of the measure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class Result:
 
     merged: Arm
     unmerged: Arm
-    evaluated_by: Literal["classifier", "k-NN"]
+    evaluated_by: Literal["classifier", "k-NN", "images"]
     feature_error: float | None  # mean shift by merging over the mean distance of unmerged features from their mean
     speedup: float | None  # median over rounds of unmerged over merged time
     conditions: Conditions
@@ -148,6 +150,7 @@ class Result:
         }
         for arm, suffix in ((self.merged, ""), (self.unmerged, "_unmerged")):
             scalars |= {f"{_GROUP[name]}/{name}{suffix}": getattr(arm, name) for name in _GROUP}
+            scalars |= {f"quality/{name}{suffix}": value for name, value in arm.quality.items()}
         scalars |= {f"tokens/block_{i:02d}": tokens for i, tokens in enumerate(self.merged.tokens)}
         numbers = {name: x.value if isinstance(x, Proportion) else x for name, x in scalars.items()}
         return {name: x for name, x in numbers.items() if x is not None and math.isfinite(x)}
@@ -196,6 +199,7 @@ class Result:
         for heading, rows in (
             (f"Accuracy, {self.evaluated_by}", _accuracy(self)),
             ("Label-free fidelity", _fidelity(self)),
+            ("Images", _quality(self)),
             ("Cost", _cost(self)),
             (f"Speed, batch {self.conditions.batch}", _speed(self)),
         ):
@@ -215,6 +219,7 @@ _GROUP = {
     "samples_per_s": "speed",
     "latency_ms_p50": "speed",
     "latency_ms_p95": "speed",
+    "step_ms_p50": "speed",
     "train_samples_per_s": "speed",
 }
 
@@ -235,6 +240,12 @@ def _fidelity(result: Result) -> Iterator[tuple[str, ...]]:
         yield "feature error", f"{result.feature_error:.2g}"
 
 
+def _quality(result: Result) -> Iterator[tuple[str, ...]]:
+    for name, value in result.merged.quality.items():
+        original = result.unmerged.quality.get(name)
+        yield name, f"{value:.4g}", *([] if original is None else [f"{original:.4g}"])
+
+
 def _cost(result: Result) -> Iterator[tuple[str, ...]]:
     merged, unmerged = result.merged, result.unmerged
     yield from _ratio("GFLOPs a sample", merged.gflops, unmerged.gflops)
@@ -248,6 +259,7 @@ def _speed(result: Result) -> Iterator[tuple[str, ...]]:
     if (processes := result.conditions.processes) > 1:
         total = merged.samples_per_s * processes, unmerged.samples_per_s * processes
         yield from _ratio(f"samples/s, all {processes}", *total, result.speedup)
+    yield from _ratio("one step p50, ms", merged.step_ms_p50, unmerged.step_ms_p50)
     yield from _ratio("latency p50, ms", merged.latency_ms_p50, unmerged.latency_ms_p50)
     yield from _ratio("latency p95, ms", merged.latency_ms_p95, unmerged.latency_ms_p95)
     yield from _ratio(
@@ -292,7 +304,7 @@ def _finite(value: Any) -> Any:
 
 
 def _with_proportions(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: Proportion(**x) if isinstance(x, dict) else x for name, x in fields.items()}
+    return {name: Proportion(**x) if isinstance(x, dict) and "hits" in x else x for name, x in fields.items()}
 
 
 def gather_conditions(

@@ -142,6 +142,14 @@ def gflops(model: Callable[[Tensor], object], inputs_B: Tensor, together: bool =
     }
 
 
+def gflops_by_shapes(model: Callable[[Tensor], object], inputs_B: Tensor) -> float:
+    """`gflops` of the whole model and batch by shapes alone: nothing is computed, so no number may decide a shape."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return gflops(model, inputs_B, together=True)[""]
+
+
 def peak_memory(call: Callable[[], object], device: torch.device | str) -> int | None:
     """The most bytes that tensors made during one call held at a time, beyond what was there before it.
 

@@ -16,6 +16,9 @@ from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.merging import ToMe
 
 CHOICES = [(path.parent.name, path.stem) for path in sorted((ROOT / "conf").glob("*/*.yaml"))]
+MODELS = sorted((ROOT / "conf/model").glob("*.yaml"))
+PIPELINES = {path.stem for path in MODELS if "family: diffusers" in path.read_text()}
+PROMPTS = [("model", "sd_mini"), ("dataset", "prompts"), ("benchmark", "denoiser")]
 ENTRIES = {"train": config.TrainConfig, "eval": config.EvalConfig}
 
 
@@ -26,26 +29,55 @@ def values(entry: str, *overrides: str) -> dict:
     return config.plain(cfg)
 
 
+def partners(group: str, choice: str) -> list[str]:
+    """What else a choice needs: pipelines go with prompts, and both with a benchmark of their own."""
+    if (group, choice) in PROMPTS or (group == "model" and choice in PIPELINES):
+        return [f"{other}={value}" for other, value in PROMPTS if other != group and other != "benchmark"]
+    return []
+
+
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_every_choice_composes(entry, group, choice):
     if group not in {field.name for field in fields(ENTRIES[entry])}:
         pytest.skip(f"{entry}.py has no group {group}")
-    run = config.typed(ENTRIES[entry], values(entry, f"{group}={choice}"))
+    others = partners(group, choice)
+    if others and entry == "train":
+        pytest.skip("pipelines are not trained")
+    run = config.typed(ENTRIES[entry], values(entry, f"{group}={choice}", *others))
     assert getattr(run, group) is not None
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "conf/model").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
 def test_models_are_published_by_timm(path: Path):
     model = yaml.safe_load(path.read_text())
+    if model.get("family", "timm") != "timm":
+        pytest.skip(f"of {model['family']}")
     assert timm.is_model(model["name"])
     assert model.get("pretrained") is False or model["name"] in timm.list_pretrained()
+
+
+@pytest.mark.parametrize(
+    ("entry", "overrides", "named"),
+    [
+        ("eval", ["dataset=prompts"], "model.name=vit_tiny_patch16_224 and dataset=prompts do not go together"),
+        ("eval", ["model=sd_mini"], "model.name=sd_mini and dataset=digits do not go together"),
+        ("train", ["model=sd_mini", "dataset=prompts"], "dataset=prompts is not trained on"),
+        ("eval", ["model=sd_mini", "dataset=prompts", "visualize=1"], "visualize and ckpt"),
+        ("eval", ["model=sd_mini", "dataset=prompts", "benchmark=frontier"], "benchmark=frontier and dataset=prompts"),
+        ("eval", ["benchmark=denoiser"], "benchmark=denoiser and dataset=digits"),
+    ],
+)
+def test_pipelines_and_prompts_go_together(entry, overrides, named):
+    with pytest.raises(MameLabError, match=named):
+        config.typed(ENTRIES[entry], values(entry, *overrides))
 
 
 def test_defaults_are_those_of_the_parts():
     run = config.typed(config.TrainConfig, values("train"))
     assert run.mame == Ward()
-    assert {name: config.typed(config.EvalConfig, values("eval", f"dataset={name}")).dataset for name in DATASETS} == {
+    composed = {name: values("eval", f"dataset={name}", *partners("dataset", name)) for name in DATASETS}
+    assert {name: config.typed(config.EvalConfig, each).dataset for name, each in composed.items()} == {
         name: settings() for name, settings in DATASETS.items()
     }
 

@@ -1,5 +1,5 @@
 """Experiments that set merge methods side by side on one model, by name."""
 
-from mame_lab.benchmarks.settings import Benchmark, Frontier, Throughput
+from mame_lab.benchmarks.settings import Benchmark, Denoiser, Frontier, Throughput
 
-BENCHMARKS: dict[str, type[Benchmark]] = {"frontier": Frontier, "throughput": Throughput}
+BENCHMARKS: dict[str, type[Benchmark]] = {"frontier": Frontier, "throughput": Throughput, "denoiser": Denoiser}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mame_lab.benchmarks.variants import VARIANTS
 from mame_lab.errors import MameLabError
@@ -117,3 +117,34 @@ class Throughput(Benchmark):
         from mame_lab.benchmarks import throughput
 
         throughput.run(self, model, data, trainer, folder)
+
+
+@dataclass
+class Denoiser(Benchmark):
+    """One denoising step of a pipeline over sizes of the latents: the unmerged U-Net and each method, in turns.
+
+    Args:
+        methods: what is timed, each with `r` in `blocks`.
+        r, blocks: the budget of all methods: see `Method`.
+        latents: rows and columns of the latents, an eighth of the image's.
+        batch: samples of a step; 2 for one image with classifier-free guidance.
+        rounds: timed calls of each arm.
+    """
+
+    name: str = "denoiser"
+    methods: list[str] = field(default_factory=lambda: ["ward", "tomesd"])
+    r: Any = 0.5
+    blocks: Any = None
+    latents: list[int] = field(default_factory=lambda: [64, 96])
+    batch: int = 2
+    rounds: int = 5
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.methods) - set(METHODS):
+            raise MameLabError(f"benchmark.methods={sorted(unknown)} is not known: choose from {', '.join(METHODS)}")
+
+    def run(self, model: Any, data: object, trainer: object, folder: Path) -> None:
+        """As `Benchmark.run`, with a pipeline on its device; its own noise takes the place of data."""
+        from mame_lab.benchmarks import denoiser
+
+        denoiser.run(self, model.unet, folder)

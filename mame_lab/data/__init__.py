@@ -6,9 +6,10 @@ from mame_lab.data.digits import Digits
 from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.data.imagenet import ImageNet
 from mame_lab.data.natural import Natural
+from mame_lab.data.prompts import Prompts
 from mame_lab.data.shards import Shards
 
-DATASETS: dict[str, type[ImageDataset]] = {
+DATASETS: dict[str, type[ImageDataset | Prompts]] = {
     "digits": Digits,
     "natural": Natural,
     "cifar10": Cifar10,
@@ -16,4 +17,5 @@ DATASETS: dict[str, type[ImageDataset]] = {
     "imagefolder": ImageFolder,
     "imagenet": ImageNet,
     "shards": Shards,
+    "prompts": Prompts,
 }

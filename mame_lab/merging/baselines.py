@@ -1,16 +1,18 @@
-"""What MaMe is compared with, on the same path: ToMe, and dropping at random."""
+"""What MaMe is compared with, on the same path: ToMe, its form for Stable Diffusion, and dropping at random."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from mame_lab.errors import MameLabError
 from mame_lab.merging.bipartite import Bipartite
 from mame_lab.merging.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mame_lab.merging.assignment import Match
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 
@@ -53,3 +55,37 @@ class Drop(Method):
         _, source_BSC = tokens.split(tokens.size_BN1)
         score_BS = torch.rand_like(source_BSC[..., 0])
         return make_plan(tokens, matching.closest(score_BS[:, None], leave), None, leave)
+
+
+@dataclass
+class ToMeSD(Method):
+    """ToMe for Stable Diffusion (Bolya and Hoffman, Token Merging for Fast Stable Diffusion, arXiv 2303.17604).
+
+    For U-Nets only. In each cell of 2 x 2 tokens one, drawn anew for every merge step and the same in all samples, is a
+    target; where a side of the grid is odd, its last tokens are sources. The cosine similarity over the whole grid
+    decides, and attention is not proportional. Drawn from torch's global generator.
+    """
+
+    method: str = "tomesd"
+    prop_attn: bool = False
+
+    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+        raise MameLabError("mame=tomesd merges in U-Nets only: choose tome for a vision transformer")
+
+    def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
+        import torch
+        from torch.nn.functional import normalize
+
+        from mame_lab.merging.assignment import Match
+
+        rows, columns = grid[0] // 2, grid[1] // 2
+        device = x_BNC.device
+        drawn_hw = torch.randint(4, (rows, columns), device=device)
+        row_hw = 2 * torch.arange(rows, device=device)[:, None] + drawn_hw // 2
+        column_hw = 2 * torch.arange(columns, device=device) + drawn_hw % 2
+        target_T = (row_hw * grid[1] + column_hw).flatten()
+        is_source_N = torch.ones(grid[0] * grid[1], dtype=torch.bool, device=device).index_fill(0, target_T, False)
+        source_S = is_source_N.sort(stable=True).indices[len(target_T) :]
+        y_BNC = normalize(x_BNC, dim=-1)
+        score_BS, nearest_BS = (y_BNC[:, source_S] @ y_BNC[:, target_T].mT).max(2)
+        return Match(source_S, target_T[nearest_BS], score_BS)

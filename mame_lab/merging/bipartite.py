@@ -13,6 +13,7 @@ from mame_lab.merging.schedule import Schedule
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from mame_lab.merging.assignment import Match
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 
@@ -38,6 +39,13 @@ class Bipartite(Method):
         similarity_BTS = self.similarity(tokens)
         leaves_BS = self.leaving(similarity_BTS, leave)
         return make_plan(tokens, leaves_BS, self.targets(similarity_BTS), leave, self.keep_norm)
+
+    def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
+        from mame_lab.merging import windows
+
+        if self.needs_keys:
+            return super().match(x_BNC, grid)
+        return windows.match(self.similarity, x_BNC, grid, self.grid.window)
 
     @abstractmethod
     def similarity(self, tokens: Tokens) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
 
 from mame_lab.errors import MameLabError
+from mame_lab.merging.grid import Grid
 from mame_lab.merging.schedule import SHAPES, Schedule, make_schedule
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mame_lab.merging.assignment import Match
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 
@@ -34,6 +38,7 @@ class Method(ABC):
         prop_attn: add the log of a token's size to its attention logits. Models trained without a supervised
             objective (MAE) are reported to do better without it.
         clamp: let a block that has fewer sources than `r` lose all it has, instead of raising an error.
+        grid: of merging in a U-Net, whose blocks are the resolutions at which it has self-attention, the finest first.
 
     Attributes:
         adaptive: whether the method can do without a budget: the tokens decide how many leave.
@@ -48,6 +53,7 @@ class Method(ABC):
     blocks: Any = None
     prop_attn: bool = True
     clamp: bool = False
+    grid: Grid = field(default_factory=Grid)
 
     adaptive: ClassVar[bool] = False
     needs_keys: ClassVar[bool] = False
@@ -109,8 +115,9 @@ class Method(ABC):
 
     def __str__(self) -> str:
         """The method and the settings that are not defaults."""
-        values = {entry.name: (getattr(self, entry.name), entry.default) for entry in fields(self)[1:]}
-        return f"{self.method}({', '.join(f'{name}={x}' for name, (x, default) in values.items() if x != default)})"
+        settings = ((entry.name, getattr(self, entry.name), entry.default) for entry in fields(self)[1:])
+        said = [f"{name}={x}" for name, x, default in settings if x not in (default, Grid())]
+        return f"{self.method}({', '.join(said)})"
 
     @abstractmethod
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
@@ -120,6 +127,18 @@ class Method(ABC):
             tokens: what enters the step.
             leave: tokens that leave in every sample; None: the method decides.
         """
+
+    def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
+        """Where the sources of a grid of tokens would go, for a merge step that is undone after attention.
+
+        Args:
+            x_BNC: the tokens that enter self-attention, row by row.
+            grid: rows and columns.
+
+        Raises:
+            MameLabError: the method knows no such step.
+        """
+        raise MameLabError(f"mame={self.method} cannot merge in a U-Net: choose ward, paper or tomesd")
 
 
 def _is_int(value: object) -> TypeGuard[int]:

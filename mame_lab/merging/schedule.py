@@ -35,13 +35,18 @@ class Schedule:
         """Whether no block merges."""
         return all(amount == 0 for amount in self.amounts)
 
-    def leaving(self, block: int, patches: int) -> int | None:
+    def leaving(self, block: int, patches: int, sources: int | None = None) -> int | None:
         """The number of tokens that leave in a block which `patches` patch tokens enter.
+
+        Args:
+            block: its index.
+            patches: the patch tokens.
+            sources: how many of them can leave. None: half of them, rounded down.
 
         Raises:
             MameLabError: more tokens are to leave than there are sources, and `clamp` is off.
         """
-        asked, sources = self._asked(block, patches), patches // 2
+        asked, sources = self._asked(block, patches), patches // 2 if sources is None else sources
         if asked is None or asked <= sources:
             return asked
         if self.clamp:

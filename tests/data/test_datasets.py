@@ -8,8 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from mame_lab.data import DATASETS
+from mame_lab.data.dataset import ImageDataset
 from mame_lab.errors import MameLabError
 
+IMAGES = [name for name, settings in DATASETS.items() if issubclass(settings, ImageDataset)]
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 
 
@@ -17,7 +19,7 @@ def test_every_dataset_has_its_file_in_conf():
     assert {path.stem for path in CONF.glob("*.yaml")} == set(DATASETS)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_settings_pass_through_omegaconf(name):
     settings = OmegaConf.structured(DATASETS[name])
     settings.num_workers = None
@@ -26,7 +28,7 @@ def test_settings_pass_through_omegaconf(name):
     assert dataset.name == name
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize(("key", "value"), [("augment", "flip"), ("batch_size", 0), ("num_workers", -1)])
 def test_bad_settings_are_named(name, key, value):
     with pytest.raises(MameLabError, match=f"^dataset.{key}={value} is"):

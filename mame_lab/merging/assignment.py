@@ -1,0 +1,86 @@
+"""A merge step on a grid, in which each token that leaves goes whole to one target, and its inverse.
+
+B batch, N tokens of the grid, S sources, R tokens that leave, K = N - R tokens that remain, C channels.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mame_lab.merging.plan import take
+
+
+class Match(NamedTuple):
+    """Where the sources of a grid would go.
+
+    Attributes:
+        source_S: the places of the sources in the grid, the same in all samples.
+        nearest_BS: the place in the grid of each one's nearest target.
+        score_BS: how near that is; higher is nearer.
+    """
+
+    source_S: Tensor
+    nearest_BS: Tensor
+    score_BS: Tensor
+
+
+class Assignment(NamedTuple):
+    """Which tokens of a grid become which; built by `assign`. All have size 1 before the step.
+
+    Attributes:
+        index_BK: the token before the step that each token after it continues, in the order of the grid.
+        source_BR: the tokens that leave.
+        row_BR: the token after the step that each of them becomes a part of.
+        place_BN: the token after the step that each token before it became, or became a part of.
+        size_BK1: how many tokens each one stands for.
+    """
+
+    index_BK: Tensor
+    source_BR: Tensor
+    row_BR: Tensor
+    place_BN: Tensor
+    size_BK1: Tensor
+
+    def merge(self, x_BNC: Tensor) -> Tensor:
+        """The mean of the tokens that each one stands for; a token that stands for itself alone is kept to the bit."""
+        x_BKC = take(x_BNC, self.index_BK)
+        share_BK1 = self.size_BK1.reciprocal().to(x_BNC.dtype)
+        share_BR1 = share_BK1.gather(1, self.row_BR[..., None])
+        x_BKC.mul_(share_BK1)
+        row_BR = self.row_BR + torch.arange(len(x_BKC), device=x_BKC.device)[:, None] * x_BKC.shape[1]
+        x_BKC.flatten(0, 1).index_add_(0, row_BR.flatten(), (take(x_BNC, self.source_BR) * share_BR1).flatten(0, 1))
+        return x_BKC
+
+    def restore(self, x_BKC: Tensor) -> Tensor:
+        """MaRe: every token of the grid as the token that stands for it, x_BNC."""
+        return take(x_BKC, self.place_BN)
+
+    def bias_B1K(self) -> Tensor:
+        """What proportional attention adds to the logits of each key: the log of its size."""
+        return self.size_BK1.log().mT
+
+    def repeat(self, times: int) -> "Assignment":
+        """The same for a batch that is so many times as long."""
+        return Assignment(*(tensor.repeat(times, *[1] * (tensor.dim() - 1)) for tensor in self))
+
+
+def assign(match: Match, tokens: int, leave: int) -> Assignment:
+    """The step in which the `leave` sources of every sample leave that are nearest to their targets.
+
+    Args:
+        match: where the sources would go.
+        tokens: N.
+        leave: R, at most S; of equally near ones those of lower index leave.
+    """
+    order_BR = match.score_BS.sort(dim=1, descending=True, stable=True).indices[:, :leave]
+    source_BR = match.source_S[order_BR]
+    batch, device = len(order_BR), order_BR.device
+    stays_BN = torch.ones(batch, tokens, dtype=torch.bool, device=device).scatter_(1, source_BR, False)
+    place_BN = stays_BN.cumsum(1) - 1
+    here_BN = torch.arange(tokens, device=device).expand(batch, -1)
+    slot_BN = place_BN.where(stays_BN, tokens - leave)
+    index_BK = place_BN.new_zeros(batch, tokens - leave + 1).scatter_(1, slot_BN, here_BN)[:, :-1]
+    row_BR = place_BN.gather(1, match.nearest_BS.gather(1, order_BR))
+    size_BK = torch.ones(index_BK.shape, device=device).scatter_add_(1, row_BR, torch.ones(row_BR.shape, device=device))
+    return Assignment(index_BK, source_BR, row_BR, place_BN.scatter(1, source_BR, row_BR), size_BK[..., None])

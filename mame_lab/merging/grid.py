@@ -1,0 +1,34 @@
+"""How the tokens of a grid merge before self-attention and come back after it: MaMe and MaRe in a U-Net."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mame_lab.errors import MameLabError
+
+
+@dataclass
+class Grid:
+    """Settings of merging in a U-Net; a vision transformer has no use for them.
+
+    Targets are the tokens at even rows and columns of a window, all others are sources. A source looks for its target
+    in its own window only, so the cost grows with the number of tokens and not with its square; which sources leave is
+    decided over the whole grid. ToMe for Stable Diffusion has its own partition, and compares over the whole grid.
+
+    Args:
+        window: side of a window in tokens; a side of the grid is cut into parts of the length nearest to it that
+            divides the side. 0: no windows.
+        share_guidance: the guided half of a batch merges as the unguided one does; a batch whose halves are not equal
+            latents is no such batch, and each of its samples merges by itself.
+        reuse_steps: successive denoising steps for which the merging that the first of them found holds.
+    """
+
+    window: int = 16
+    share_guidance: bool = False
+    reuse_steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.window < 0 or self.window == 1:
+            raise MameLabError(f"mame.grid.window={self.window} is no window: give 2 or more tokens, or 0 for none")
+        if self.reuse_steps < 1:
+            raise MameLabError(f"mame.grid.reuse_steps={self.reuse_steps} is not positive: give 1 or more steps")

@@ -1,0 +1,76 @@
+"""Diffusion pipelines with a U-Net: Stable Diffusion 1, 2 and XL. Their blocks, for a schedule, are its resolutions."""
+
+from typing import Any
+
+from torch import Tensor
+
+from mame_lab.errors import MameLabError
+from mame_lab.merging.method import Method
+from mame_lab.models.diffusers.loading import load
+from mame_lab.models.diffusers.support import PLAIN, plain, resolutions, transformers_of, unet_of
+from mame_lab.models.diffusers.unet import (
+    CrossAttention,
+    Denoising,
+    MergingAttention,
+    MergingTransformer,
+    unmergeable,
+)
+
+__all__ = ["attach", "detach", "load", "tokens"]
+
+
+def attach(model: Any, method: Method) -> None:
+    """Merge in the U-Net of a pipeline, or in a U-Net, replacing an earlier merging.
+
+    Raises:
+        UnsupportedModelError: the U-Net is not one of those that are known; it is left as it was.
+        MameLabError: the method or its schedule does not fit; it is left as it was.
+    """
+    unet = unet_of(model)
+    levels = resolutions(unet)
+    schedule = method.schedule_for(len(levels))
+    if None in schedule.amounts:
+        raise MameLabError(f"mame={method} has no budget, which a U-Net needs: set mame.r, such as mame.r=0.5")
+    if method.needs_keys or getattr(method, "tau", None) is not None:
+        raise MameLabError(f"mame={method} cannot merge in a U-Net: choose ward, paper or tomesd, without tau")
+    detach(model)
+    if schedule.off:
+        return
+    place = 0
+    for transformer in transformers_of(unet):
+        transformer.module.__class__ = MergingTransformer
+        for attention in transformer.cross_attentions:
+            attention.__class__ = CrossAttention
+        for attention in transformer.attentions:
+            attention.__class__ = MergingAttention
+            vars(attention).update(level=levels.index(transformer.halvings), place=place)
+            place += 1
+    hook = unet.register_forward_pre_hook(Denoising(method, schedule), with_kwargs=True)
+    vars(unet).update(method=method, schedule=schedule, merging=hook)
+
+
+def detach(model: Any) -> None:
+    """Give back diffusers' own classes, whose parameters never changed."""
+    unet = unet_of(model)
+    if "merging" not in vars(unet):
+        return
+    unet.merging.remove()
+    del unet.method, unet.schedule, unet.merging
+    for module in unet.modules():
+        if type(module) in PLAIN:
+            module.__class__ = plain(module)
+            for name in ("level", "place"):
+                vars(module).pop(name, None)
+
+
+def tokens(model: Any, sample: Tensor) -> list[int]:
+    """The tokens that self-attention sees at each resolution for these latents (B, C, H, W), the finest first."""
+    unet = unet_of(model)
+    counts = []
+    for level, halvings in enumerate(resolutions(unet)):
+        rows, columns = (-(-side // 2**halvings) for side in sample.shape[-2:])
+        kept = unmergeable((rows, columns))
+        schedule = vars(unet).get("schedule")
+        leave = schedule.leaving(level, rows * columns, rows * columns - kept) if schedule else 0
+        counts.append(rows * columns - leave)
+    return counts

@@ -1,0 +1,107 @@
+"""Which parts of a diffusion pipeline can be merged: the self-attention of its U-Net, by exact types."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+from mame_lab.errors import UnsupportedModelError
+from mame_lab.models.diffusers.unet import CrossAttention, MergingAttention, MergingTransformer
+
+SUPPORTED = (
+    "pipelines with diffusers' UNet2DConditionModel (no subclass of it) whose transformers are Transformer2DModel of "
+    "BasicTransformerBlock: Stable Diffusion 1, 2 and XL, their image-to-image, inpainting and ControlNet pipelines"
+)
+PLAIN = {MergingTransformer: Transformer2DModel, MergingAttention: Attention, CrossAttention: Attention}
+
+
+class Transformer(NamedTuple):
+    """One transformer of a U-Net.
+
+    Attributes:
+        halvings: how often the sides of the latents are halved before it.
+        module: itself.
+    """
+
+    halvings: int
+    module: Transformer2DModel
+
+    @property
+    def attentions(self) -> list[Any]:
+        return [block.attn1 for block in self.module.transformer_blocks if not block.only_cross_attention]
+
+    @property
+    def cross_attentions(self) -> list[Any]:
+        """Those that merging leaves alone."""
+        blocks = self.module.transformer_blocks
+        others = [block.attn1 for block in blocks if block.only_cross_attention]
+        return others + [block.attn2 for block in blocks if block.attn2 is not None]
+
+
+def unet_of(model: Any) -> UNet2DConditionModel:
+    """The U-Net of a pipeline, or the model itself if it is one."""
+    unet = getattr(model, "unet", model)
+    if type(unet) is not UNet2DConditionModel:
+        raise _unsupported(model, "it has no such U-Net" if unet is model else f"its U-Net is a {_name(unet)}")
+    return unet
+
+
+def transformers_of(unet: UNet2DConditionModel) -> list[Transformer]:
+    """The transformers of a U-Net in the order of a pass.
+
+    Raises:
+        UnsupportedModelError: a part has another class, or its forward was replaced.
+    """
+    transformers = [Transformer(halvings, module) for halvings, module in _transformers(unet)]
+    for transformer in transformers:
+        _check(unet, transformer.module)
+    if not any(transformer.attentions for transformer in transformers):
+        raise _unsupported(unet, "it has no self-attention")
+    return transformers
+
+
+def resolutions(unet: UNet2DConditionModel) -> list[int]:
+    """The halvings at which a U-Net has transformers, the finest resolution first: the blocks of a schedule."""
+    return sorted({transformer.halvings for transformer in transformers_of(unet)})
+
+
+def _transformers(unet: UNet2DConditionModel) -> Iterator[tuple[int, Any]]:
+    coarsest = len(unet.down_blocks) - 1
+    blocks = [*enumerate(unet.down_blocks), (coarsest, unet.mid_block)]
+    blocks += [(coarsest - index, block) for index, block in enumerate(unet.up_blocks)]
+    for halvings, block in blocks:
+        for transformer in getattr(block, "attentions", None) or ():
+            yield halvings, transformer
+
+
+def _check(unet: UNet2DConditionModel, transformer: Any) -> None:
+    if plain(transformer) is not Transformer2DModel or not transformer.is_input_continuous:
+        raise _unsupported(unet, f"it has transformers of class {_name(transformer)}")
+    for block in transformer.transformer_blocks:
+        attentions = [block.attn1, *([] if block.attn2 is None else [block.attn2])]
+        for part, cls in ((block, BasicTransformerBlock), *((attention, Attention) for attention in attentions)):
+            if plain(part) is not cls:
+                raise _unsupported(unet, f"it has a {_name(part)} for a {cls.__name__}")
+            if "forward" in vars(part):
+                raise _unsupported(
+                    unet,
+                    f"the forward of a {_name(part)} was replaced: apply before offloading, and undo other patches",
+                )
+
+
+def plain(part: Any) -> type:
+    """The class of a part while it does not merge."""
+    return PLAIN.get(type(part), type(part))
+
+
+def _unsupported(model: Any, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"mame_lab cannot merge tokens in {_name(model)}: {reason}. Supported: {SUPPORTED}")
+
+
+def _name(part: object) -> str:
+    return f"{type(part).__module__}.{type(part).__qualname__}"

@@ -1,0 +1,192 @@
+"""What merging in a text-to-image pipeline gains in speed, and how near its images stay; ToMe's form for it beside it.
+
+B images, 3HW: RGB from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich import print
+from torch import Tensor, nn
+
+from mame_lab import speed, tracking
+from mame_lab.config import EvalConfig
+from mame_lab.contact_sheet import contact_sheet
+from mame_lab.data.prompts import Prompts
+from mame_lab.errors import MameLabError
+from mame_lab.image_quality import Judges, fid, high_frequency_energy, likeness
+from mame_lab.merging import Method, ToMeSD
+from mame_lab.models import apply, family, twin
+from mame_lab.results import Arm, Conditions, Result, gather_conditions, weights_hash
+from mame_lab.synthesis_table import table
+from mame_lab.tasks.synthesis import Picture, captured_step, generate
+
+UNMERGED, MERGED, TOMESD = "unmerged", "mame", "tomesd"
+DTYPES = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "32-true": torch.float32}
+
+
+def synthesise(run: EvalConfig, values: dict[str, Any], folder: Path) -> dict[str, float] | None:
+    """Generate with and without merging, and write result.json, tomesd.json, the images and contact_sheet.png.
+
+    Args:
+        run: the configuration; its dataset is `Prompts`.
+        values: the same as plain values, for the loggers.
+        folder: of the run.
+
+    Returns:
+        The metrics of the result; None after a benchmark.
+    """
+    loggers = run.logger.build(folder, values)
+    trainer = run.trainer.build(folder, loggers)
+    if trainer.world_size > 1:
+        raise MameLabError(f"trainer.devices={run.trainer.devices} is for training: dataset=prompts runs on one")
+    if trainer.precision not in DTYPES:
+        raise MameLabError(f"trainer.precision={trainer.precision} is not for pipelines: choose {', '.join(DTYPES)}")
+    pipe = family(run.model.family).load(run.model)
+    if not (run.model.pretrained or run.model.weights):
+        print("The weights are random: the images are noise, read cost and speed. Give model.weights=FOLDER.")
+    pipe.to(trainer.strategy.root_device)
+    if trainer.precision != "32-true":
+        pipe.to(DTYPES[trainer.precision])
+    if run.benchmark:
+        run.benchmark.run(pipe, run.dataset, trainer, folder)
+        print(f"Written to {folder}")
+        return None
+    results, pictures = compare(pipe, run)
+    for arm, result in results.items():
+        result.save(folder / ("result.json" if arm == MERGED else f"{arm}.json"))
+    tracking.log_result(loggers, results[MERGED])
+    print(table(results))
+    tracking.log_pictures(loggers, save(pictures, results, folder))
+    print(f"Written to {folder}")
+    return results[MERGED].metrics()
+
+
+def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture]]:
+    """The result of each merging arm against unmerged, and the pictures of all arms.
+
+    Args:
+        pipe: a pipeline without merging, on its device; it is left so.
+        run: `mame`, `dataset` and `speed` say what is generated and timed.
+    """
+    prompts: Prompts = run.dataset
+    requests, options = prompts.requests(), prompts.options()
+    plain = pipe.unet
+    unets = {UNMERGED: plain} | {arm: apply(twin(plain), method) for arm, method in methods(run.mame).items()}
+    inputs = captured_step(pipe, requests[0], options)
+    pictures = list(generate(pipe, unets, requests, options))
+    pipe.unet = plain
+    steps = {arm: _step(unet, inputs) for arm, unet in unets.items()}
+    limits = {"max_rounds": run.speed.max_rounds, "seconds": run.speed.seconds}
+    taken = speed.time_interleaved(steps, plain.device, **limits)
+    passes = prompts.steps * len(inputs[0][0])
+    quality = _quality(pictures, prompts)
+    arms = {
+        arm: Arm(
+            gflops=passes * speed.gflops_by_shapes(_of_sample(unet, inputs), inputs[0][0]),
+            tokens=[float(tokens) for tokens in family(run.model.family).tokens(unet, inputs[0][0])],
+            samples_per_s=1 / median(picture.seconds[arm] for picture in pictures),
+            **_latencies([picture.seconds[arm] for picture in pictures]),
+            step_ms_p50=1e3 * median(taken[arm]),
+            peak_memory_mb=_megabytes(speed.peak_memory(steps[arm], plain.device)),
+            quality=quality[arm],
+        )
+        for arm, unet in unets.items()
+    }
+    speedups = {arm: median(p.seconds[UNMERGED] / p.seconds[arm] for p in pictures) for arm in unets}
+    conditions = _conditions(plain, run, len(taken[UNMERGED]), pictures)
+    return {
+        arm: Result(
+            merged=arms[arm],
+            unmerged=arms[UNMERGED],
+            evaluated_by="images",
+            feature_error=None,
+            speedup=speedups[arm],
+            conditions=replace(conditions, more=conditions.more | {"merging": str(method)}),
+        )
+        for arm, method in methods(run.mame).items()
+    }, pictures
+
+
+def methods(method: Method) -> dict[str, Method]:
+    """The method, and ToMe for Stable Diffusion with the same budget in the same blocks."""
+    if isinstance(method, ToMeSD):
+        return {MERGED: method}
+    return {MERGED: method, TOMESD: ToMeSD(r=method.r, schedule=method.schedule, blocks=method.blocks)}
+
+
+def save(pictures: Sequence[Picture], results: dict[str, Result], folder: Path) -> dict[str, Path]:
+    """Write every image and the contact sheet; returns the sheet's path by its name."""
+    from torchvision.utils import save_image
+
+    (folder / "images").mkdir(exist_ok=True)
+    for index, picture in enumerate(pictures):
+        for arm, image_3HW in picture.images.items():
+            save_image(image_3HW, folder / "images" / f"{index:03d}_{arm}.png")
+    titles = {UNMERGED: UNMERGED} | {
+        arm: f"{result.conditions.more['merging']}\n{result.merged.quality['psnr_db']:.1f} dB"
+        for arm, result in results.items()
+    }
+    path = folder / "contact_sheet.png"
+    contact_sheet(pictures, titles).savefig(path, dpi=150)
+    return {"contact_sheet": path}
+
+
+def _step(unet: nn.Module, inputs: tuple[tuple, dict[str, Any]]) -> Callable[[], object]:
+    @torch.inference_mode()
+    def step() -> object:
+        return unet(*inputs[0], **inputs[1])
+
+    return step
+
+
+def _of_sample(unet: nn.Module, inputs: tuple[tuple, dict[str, Any]]) -> Callable[[Tensor], object]:
+    return lambda sample: unet(sample, *inputs[0][1:], **inputs[1])
+
+
+def _quality(pictures: Sequence[Picture], prompts: Prompts) -> dict[str, dict[str, float]]:
+    """The measures of every arm by their names."""
+    judges = Judges(prompts.metrics)
+    images = {arm: torch.stack([picture.images[arm] for picture in pictures]) for arm in pictures[0].images}
+    said = [picture.prompt for picture in pictures]
+    quality = {}
+    for arm, images_B3HW in images.items():
+        near = {} if arm == UNMERGED else likeness(images_B3HW, images[UNMERGED])
+        quality[arm] = near | judges(images_B3HW, images[UNMERGED], said)
+        quality[arm]["high_frequency_energy"] = high_frequency_energy(images_B3HW)
+        if prompts.reference and (distance := fid(images_B3HW, prompts.reference)) is not None:
+            quality[arm]["fid"] = distance
+    return quality
+
+
+def _latencies(seconds: list[float]) -> dict[str, float]:
+    timing = speed.Timing.from_seconds(seconds, 1)
+    return {"latency_ms_p50": timing.latency_ms_p50, "latency_ms_p95": timing.latency_ms_p95}
+
+
+def _conditions(unet: nn.Module, run: EvalConfig, rounds: int, pictures: Sequence[Picture]) -> Conditions:
+    height, width = pictures[0].images[UNMERGED].shape[1:]
+    return gather_conditions(
+        unet.device,
+        unet.dtype,
+        batch=1,
+        rounds=rounds,
+        seed=run.seed,
+        weights=weights_hash(unet),
+        model=run.model.name,
+        dataset=run.dataset.name,
+        images=len(pictures),
+        pixels=f"{width}x{height}",
+        steps=run.dataset.steps,
+        guidance=run.dataset.guidance,
+    )
+
+
+def _megabytes(count: int | None) -> float | None:
+    return None if count is None else count / 1e6
