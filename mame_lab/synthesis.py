@@ -115,8 +115,8 @@ def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture
 
 
 def methods(method: Method) -> dict[str, Method]:
-    """The method, and ToMe for Stable Diffusion with the same budget in the same blocks."""
-    if isinstance(method, ToMeSD):
+    """The method, and where it merges ToMe for Stable Diffusion with the same budget in the same blocks."""
+    if isinstance(method, ToMeSD) or not method.r:
         return {MERGED: method}
     return {MERGED: method, TOMESD: ToMeSD(r=method.r, schedule=method.schedule, blocks=method.blocks)}
 
@@ -165,12 +165,12 @@ def _quality(pictures: Sequence[Picture], prompts: Prompts) -> dict[str, dict[st
     return quality
 
 
-def _latencies(seconds: list[float]) -> dict[str, float]:
+def _latencies(seconds: list[float]) -> dict[str, Any]:
     timing = speed.Timing.from_seconds(seconds, 1)
     return {"latency_ms_p50": timing.latency_ms_p50, "latency_ms_p95": timing.latency_ms_p95}
 
 
-def _conditions(unet: nn.Module, run: EvalConfig, rounds: int, pictures: Sequence[Picture]) -> Conditions:
+def _conditions(unet: Any, run: EvalConfig, rounds: int, pictures: Sequence[Picture]) -> Conditions:
     height, width = pictures[0].images[UNMERGED].shape[1:]
     return gather_conditions(
         unet.device,

@@ -82,7 +82,7 @@ def rows(unets: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> Itera
                 ms=1e3 * median(taken[arm]),
                 saved=1 - 1 / speed.speedup(taken[arm], taken[UNMERGED]),
                 saved_ideally=1 - _gflops(each, inputs) / _gflops(unet, inputs),
-                merging_ms=merging and 1e3 * median(merging),
+                merging_ms=None if merging is None else 1e3 * median(merging),
                 memory_mb=None if memory is None else memory / 1e6,
                 error=float((each(**inputs).sample - original).norm() / original.norm()),
             )

@@ -82,5 +82,6 @@ def assign(match: Match, tokens: int, leave: int) -> Assignment:
     slot_BN = place_BN.where(stays_BN, tokens - leave)
     index_BK = place_BN.new_zeros(batch, tokens - leave + 1).scatter_(1, slot_BN, here_BN)[:, :-1]
     row_BR = place_BN.gather(1, match.nearest_BS.gather(1, order_BR))
-    size_BK = torch.ones(index_BK.shape, device=device).scatter_add_(1, row_BR, torch.ones(row_BR.shape, device=device))
+    one_BR = torch.ones(row_BR.shape, dtype=torch.promote_types(match.score_BS.dtype, torch.float32), device=device)
+    size_BK = one_BR.new_ones(index_BK.shape).scatter_add_(1, row_BR, one_BR)
     return Assignment(index_BK, source_BR, row_BR, place_BN.scatter(1, source_BR, row_BR), size_BK[..., None])

@@ -27,6 +27,7 @@ class ToMe(Bipartite):
 
     method: str = "tome"
     needs_keys: ClassVar[bool] = True
+    restores: ClassVar[bool] = False
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
@@ -69,8 +70,13 @@ class ToMeSD(Method):
     method: str = "tomesd"
     prop_attn: bool = False
 
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+    restores: ClassVar[bool] = True
+
+    def check_sequences(self) -> None:
         raise MameLabError("mame=tomesd merges in U-Nets only: choose tome for a vision transformer")
+
+    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+        raise NotImplementedError
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         import torch

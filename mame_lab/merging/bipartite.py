@@ -32,6 +32,7 @@ class Bipartite(Method):
     """
 
     keep_norm: ClassVar[float] = 0.0
+    restores: ClassVar[bool] = True
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
         from mame_lab.merging.plan import make_plan
@@ -43,8 +44,6 @@ class Bipartite(Method):
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         from mame_lab.merging import windows
 
-        if self.needs_keys:
-            return super().match(x_BNC, grid)
         return windows.match(self.similarity, x_BNC, grid, self.grid.window)
 
     @abstractmethod

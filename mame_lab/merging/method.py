@@ -43,6 +43,7 @@ class Method(ABC):
     Attributes:
         adaptive: whether the method can do without a budget: the tokens decide how many leave.
         needs_keys: whether `plan` looks at the attention keys.
+        restores: whether it merges in U-Nets, where a merge step is undone after attention (`match`).
     """
 
     method: str = "???"
@@ -57,6 +58,7 @@ class Method(ABC):
 
     adaptive: ClassVar[bool] = False
     needs_keys: ClassVar[bool] = False
+    restores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for amount in self.r if isinstance(self.r, list) else [self.r]:
@@ -128,17 +130,19 @@ class Method(ABC):
             leave: tokens that leave in every sample; None: the method decides.
         """
 
+    def check_sequences(self) -> None:
+        """Raise MameLabError for what has a meaning in U-Nets only; vision transformers call it."""
+        if self.grid != Grid():
+            raise MameLabError(f"mame.grid={self.grid} is for U-Nets: leave it out for a vision transformer")
+
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         """Where the sources of a grid of tokens would go, for a merge step that is undone after attention.
 
         Args:
             x_BNC: the tokens that enter self-attention, row by row.
             grid: rows and columns.
-
-        Raises:
-            MameLabError: the method knows no such step.
         """
-        raise MameLabError(f"mame={self.method} cannot merge in a U-Net: choose ward, paper or tomesd")
+        raise NotImplementedError
 
 
 def _is_int(value: object) -> TypeGuard[int]:

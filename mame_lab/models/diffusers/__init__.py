@@ -29,10 +29,14 @@ def attach(model: Any, method: Method) -> None:
     unet = unet_of(model)
     levels = resolutions(unet)
     schedule = method.schedule_for(len(levels))
+    if not method.restores:
+        raise MameLabError(f"mame={method} cannot merge in a U-Net: choose ward, paper or tomesd")
     if None in schedule.amounts:
         raise MameLabError(f"mame={method} has no budget, which a U-Net needs: set mame.r, such as mame.r=0.5")
-    if method.needs_keys or getattr(method, "tau", None) is not None:
-        raise MameLabError(f"mame={method} cannot merge in a U-Net: choose ward, paper or tomesd, without tau")
+    if getattr(method, "tau", None) is not None:
+        raise MameLabError(
+            f"mame.tau={vars(method)['tau']} has no meaning in a U-Net, where sources go whole: set it to null"
+        )
     detach(model)
     if schedule.off:
         return

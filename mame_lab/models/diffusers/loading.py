@@ -4,14 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    AutoPipelineForText2Image,
-    DDIMScheduler,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import pre_tokenizers
 
@@ -52,22 +50,17 @@ def build(settings: ModelSettings) -> StableDiffusionPipeline:
             f"model=sd21 or model=sd_mini, which have them, or give a local pipeline with model.weights=FOLDER"
         )
     tokenizer = byte_tokenizer()
-    text = CLIPTextConfig(
-        **settings.args["text_encoder"],
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return StableDiffusionPipeline(
-        unet=UNet2DConditionModel(**settings.args["unet"]).eval(),
-        vae=AutoencoderKL(**settings.args["vae"]).eval(),
-        text_encoder=CLIPTextModel(text).eval(),
-        tokenizer=tokenizer,
-        scheduler=DDIMScheduler(**settings.args["scheduler"]),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    ends: dict[str, Any] = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    parts: dict[str, Any] = {
+        "unet": UNet2DConditionModel(**settings.args["unet"]).eval(),
+        "vae": AutoencoderKL(**settings.args["vae"]).eval(),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(**settings.args["text_encoder"], **ends)).eval(),
+        "tokenizer": tokenizer,
+        "scheduler": DDIMScheduler(**settings.args["scheduler"]),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    return StableDiffusionPipeline(**parts, requires_safety_checker=False)
 
 
 def byte_tokenizer() -> CLIPTokenizer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor, SlicedAttnProcessor
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
@@ -38,8 +38,9 @@ class Pass(NamedTuple):
     guided: bool
     grid: tuple[int, int] = (0, 0)
 
+    @torch.no_grad()
     def plan(self, attention: MergingAttention, x_BNC: Tensor) -> Assignment | None:
-        """The merge step of an attention, None where its resolution does not merge."""
+        """The merge step of an attention, None where its resolution does not merge. It has no gradient."""
         sources = len(x_BNC[0]) - unmergeable(self.grid)
         leave = self.schedule.leaving(attention.level, len(x_BNC[0]), sources)
         if not leave:
@@ -78,9 +79,14 @@ class MergingAttention(Attention):
             return super().forward(hidden_states, *args, attention_mask=attention_mask, **kwargs)
         if attention_mask is not None:
             raise MameLabError("a mask of self-attention has no meaning while tokens merge: call mame_lab.remove first")
-        bias_B1K = plan.bias_B1K().to(hidden_states.dtype) if merging.method.prop_attn else None
+        bias_B1K = plan.bias_B1K().to(self._logits_type(hidden_states)) if merging.method.prop_attn else None
         y_BKC = super().forward(plan.merge(hidden_states), *args, attention_mask=bias_B1K, **kwargs)
         return plan.restore(y_BKC)
+
+    def _logits_type(self, x_BNC: Tensor) -> torch.dtype:
+        """The type of the logits: processors that do not fuse attention may compute them in float32."""
+        upcasts = self.upcast_attention and type(self.processor) in (AttnProcessor, SlicedAttnProcessor)
+        return torch.float32 if upcasts else x_BNC.dtype
 
 
 class CrossAttention(Attention):

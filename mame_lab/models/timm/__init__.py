@@ -38,6 +38,7 @@ def attach(model: TimmTransformer, method: Method) -> None:
         MameLabError: the schedule does not fit the model; it is left as it was.
     """
     architecture = architecture_of(model)
+    method.check_sequences()
     schedule = method.schedule_for(len(model.blocks))
     if model.patch_embed.num_patches:
         schedule.walk(model.patch_embed.num_patches, warn=True)

@@ -1,0 +1,138 @@
+"""Merging on a grid: windows, the choice of who leaves, the step and its inverse, against a loop."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mame_lab import MaMe, MameLabError, Ward
+from mame_lab.merging import ToMeSD
+from mame_lab.merging.assignment import assign
+from mame_lab.merging.grid import Grid
+from mame_lab.merging.windows import part
+
+SIDES = st.integers(1, 12)
+
+
+def grid_tokens(batch: int, grid: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, grid[0] * grid[1], 6, generator=generator, dtype=torch.float64)
+
+
+def sources_of(grid: tuple[int, int], window: int) -> dict[tuple[int, int], list[tuple[int, int]]]:
+    """Each source, by row and column, with the targets of its window."""
+    height, width = (part(side, window) for side in grid)
+    places = [(i, j) for i in range(grid[0]) for j in range(grid[1])]
+    targets = [(i, j) for i, j in places if i % height % 2 == 0 and j % width % 2 == 0]
+    return {
+        (i, j): [(k, m) for k, m in targets if k // height == i // height and m // width == j // width]
+        for i, j in places
+        if (i, j) not in targets
+    }
+
+
+@given(SIDES, SIDES, st.sampled_from([0, 2, 3, 4]), st.floats(0, 1), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_agrees_with_a_loop(rows, columns, window, share, seed):
+    grid, x_BNC = (rows, columns), grid_tokens(2, (rows, columns), seed)
+    found = sources_of(grid, window)
+    leave = math.floor(share * len(found))
+    if not found:
+        return
+    plan = assign(MaMe(r=0.5, grid=Grid(window=window)).match(x_BNC, grid), rows * columns, leave)
+    merged_BKC, restored_BNC = plan.merge(x_BNC), plan.restore(plan.merge(x_BNC))
+    for b, x_NC in enumerate(x_BNC):
+        at = lambda place, x_NC=x_NC: x_NC[place[0] * columns + place[1]]  # noqa: E731
+        like = lambda i, j, at=at: torch.cosine_similarity(at(i), at(j), dim=0).item()  # noqa: E731
+        nearest = {source: max(targets, key=lambda target: like(source, target)) for source, targets in found.items()}
+        leaving = sorted(found, key=lambda source: -like(source, nearest[source]))[:leave]
+        parts = {(i, j): [(i, j)] for i in range(rows) for j in range(columns) if (i, j) not in leaving}
+        for source in leaving:
+            parts[nearest[source]].append(source)
+        means = {place: torch.stack([at(each) for each in of]).mean(0) for place, of in parts.items()}
+        torch.testing.assert_close(merged_BKC[b], torch.stack([means[place] for place in sorted(parts)]))
+        owner = {each: place for place, of in parts.items() for each in of}
+        torch.testing.assert_close(restored_BNC[b], torch.stack([means[owner[place]] for place in sorted(owner)]))
+        assert plan.size_BK1[b, :, 0].tolist() == [len(parts[place]) for place in sorted(parts)]
+
+
+@pytest.mark.parametrize("method", [Ward(r=0.5), MaMe(r=0.5), ToMeSD(r=0.5)], ids=lambda method: method.method)
+@pytest.mark.parametrize("grid", [(8, 8), (6, 10), (5, 7), (2, 9)])
+def test_sizes_and_mass_are_kept_and_who_merges_not_is_untouched(method, grid):
+    x_BNC = grid_tokens(3, grid)
+    tokens = grid[0] * grid[1]
+    match = method.match(x_BNC, grid)
+    plan = assign(match, tokens, len(match.source_S) // 2)
+    merged_BKC = plan.merge(x_BNC)
+    assert plan.size_BK1.sum(1).flatten().tolist() == [tokens] * 3
+    torch.testing.assert_close((merged_BKC * plan.size_BK1).sum(1), x_BNC.sum(1))
+    alone_BK = plan.size_BK1[..., 0] == 1
+    before_BKC = x_BNC.gather(1, plan.index_BK[..., None].expand_as(merged_BKC))
+    assert torch.equal(merged_BKC[alone_BK], before_BKC[alone_BK])
+    assert plan.index_BK.diff(dim=1).min() > 0
+
+
+@pytest.mark.parametrize("method", [Ward(r=0.5), MaMe(r=0.5), ToMeSD(r=0.5)], ids=lambda method: method.method)
+def test_equal_tokens_restore_exactly(method):
+    cells = grid_tokens(2, (4, 6)).unflatten(1, (4, 6)).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    x_BNC = cells.flatten(1, 2)
+    plan = assign(method.match(x_BNC, (8, 12)), 96, 72)
+    torch.testing.assert_close(plan.restore(plan.merge(x_BNC)), x_BNC, rtol=1e-15, atol=1e-15)
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    x_BNC = grid_tokens(3, (8, 8)) * torch.tensor([1.0, 5.0, 0.2]).view(3, 1, 1)
+    for method in (Ward(r=0.5, grid=Grid(window=4)), MaMe(r=0.5)):
+        together = assign(method.match(x_BNC, (8, 8)), 64, 20)
+        alone = assign(method.match(x_BNC[1:2], (8, 8)), 64, 20)
+        assert torch.equal(together.place_BN[1:2], alone.place_BN)
+
+
+def test_ward_compares_windows_on_one_scale():
+    """What leaves is decided over the grid: a window of small tokens does not count as one of large distances."""
+    x_BNC = grid_tokens(1, (8, 8))
+    x_HWC = x_BNC.view(8, 8, 6)
+    x_HWC[:, :4] *= 0.01
+    match = Ward(r=0.25, grid=Grid(window=4)).match(x_BNC, (8, 8))
+    plan = assign(match, 64, 16)
+    assert (plan.source_BR % 8 < 4).all()
+
+
+@pytest.mark.parametrize(
+    ("side", "window", "length"), [(64, 16, 16), (96, 16, 16), (48, 16, 16), (40, 16, 20), (67, 16, 67), (1, 16, 1)]
+)
+def test_windows_divide_a_side(side, window, length):
+    assert part(side, window) == length
+    assert part(side, 0) == side
+
+
+def test_tomesd_draws_one_target_in_each_cell_for_all_samples():
+    torch.manual_seed(0)
+    x_BNC = grid_tokens(2, (5, 6))
+    draws = set()
+    for _ in range(30):
+        match = ToMeSD(r=0.5).match(x_BNC, (5, 6))
+        targets = sorted(set(range(30)) - set(match.source_S.tolist()))
+        cells = [(place // 6 // 2, place % 6 // 2) for place in targets]
+        assert sorted(cells) == [(i, j) for i in range(2) for j in range(3)]
+        assert set(match.nearest_BS.flatten().tolist()) <= set(targets)
+        draws.add(tuple(targets))
+    assert len(draws) > 20
+
+
+def test_tomesd_compares_over_the_whole_grid():
+    x_BNC = grid_tokens(1, (6, 6))
+    match = ToMeSD(r=0.5).match(x_BNC, (6, 6))
+    targets = sorted(set(range(36)) - set(match.source_S.tolist()))
+    for source, nearest, score in zip(match.source_S, match.nearest_BS[0], match.score_BS[0], strict=True):
+        like = torch.cosine_similarity(x_BNC[0, source], x_BNC[0, targets], dim=1)
+        assert nearest == targets[like.argmax()]
+        torch.testing.assert_close(score, like.max())
+
+
+@pytest.mark.parametrize(("key", "value"), [("window", 1), ("window", -2), ("reuse_steps", 0)])
+def test_settings_of_a_grid_are_checked(key, value):
+    with pytest.raises(MameLabError, match=rf"mame.grid.{key}={value} "):
+        Grid(**{key: value})
