@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     run = config.typed(config.EvalConfig, values)
     folder = Path(HydraConfig.get().runtime.output_dir)
     if run.generates:
-        from mame_lab.synthesis import synthesise
+        from mame_lab.synthesis.compare import synthesise
 
         return synthesise(run, values, folder)
 

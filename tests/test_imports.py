@@ -54,22 +54,7 @@ ARROWS = {
     "evaluation": ["comparison", "compilation", "config", "data", "models", "results", "speed"],
     "batch_effect": ["data", "models", "targets"],
     "pictures": ["config", "data", "models", "visualize"],
-    "image_quality": ["hub"],
-    "contact_sheet": ["tasks"],
-    "synthesis_table": ["results"],
-    "synthesis": [
-        "config",
-        "contact_sheet",
-        "data",
-        "image_quality",
-        "merging",
-        "models",
-        "results",
-        "speed",
-        "synthesis_table",
-        "tasks",
-        "tracking",
-    ],
+    "synthesis": ["config", "data", "hub", "merging", "models", "results", "speed", "tasks", "tracking"],
     "__init__": ["merging", "model_summary", "models", "targets"],
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -8,11 +8,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 from runs import compose_config
 
-from mame_lab import MameLabError, Ward, apply, image_quality
-from mame_lab.image_quality import fid, high_frequency_energy, likeness
+from mame_lab import MameLabError, Ward, apply
 from mame_lab.models.diffusers import load
 from mame_lab.models.settings import ModelSettings
 from mame_lab.results import Result
+from mame_lab.synthesis import quality
+from mame_lab.synthesis.quality import fid, high_frequency_energy, likeness
 from mame_lab.tasks.synthesis import generate
 
 SD_MINI = [
@@ -150,10 +151,10 @@ def test_high_frequencies_are_those_above_half_of_nyquist():
 
 
 def test_judges_whose_weights_are_missing_are_left_out_by_name(monkeypatch, caplog):
-    monkeypatch.setattr(image_quality, "_lpips", lambda: Image.open("no/such/weights"))
-    monkeypatch.setattr(image_quality, "_clip_score", lambda: lambda images, prompts: 31.5)
+    monkeypatch.setattr(quality, "_lpips", lambda: Image.open("no/such/weights"))
+    monkeypatch.setattr(quality, "_clip_score", lambda: lambda images, prompts: 31.5)
     images = torch.rand(2, 3, 32, 32)
-    judges = image_quality.Judges(["lpips", "clip_score"])
+    judges = quality.Judges(["lpips", "clip_score"])
     assert judges(images, images + 0, ["a", "b"]) == {"clip_score": 31.5}
     assert "lpips is left out" in caplog.text
 

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from mame_lab import speed, tracking
 from mame_lab.config import EvalConfig
-from mame_lab.contact_sheet import contact_sheet
 from mame_lab.data.prompts import Prompts
 from mame_lab.errors import MameLabError
-from mame_lab.image_quality import Judges, fid, high_frequency_energy, likeness
 from mame_lab.merging import Method, ToMeSD
 from mame_lab.models import apply, family, twin
 from mame_lab.results import Arm, Conditions, Result, gather_conditions, weights_hash
-from mame_lab.synthesis_table import table
+from mame_lab.synthesis.quality import Judges, fid, high_frequency_energy, likeness
+from mame_lab.synthesis.sheet import contact_sheet
+from mame_lab.synthesis.table import table
 from mame_lab.tasks.synthesis import Picture, captured_step, generate
 
 UNMERGED, MERGED, TOMESD = "unmerged", "mame", "tomesd"
