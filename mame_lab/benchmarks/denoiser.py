@@ -54,7 +54,8 @@ class Row(NamedTuple):
 def run(settings: Denoiser, unet: Any, folder: Path) -> None:
     """Time all arms on noise; print the table and write denoiser.csv."""
     found = []
-    methods = {name: METHODS[name](r=settings.r, blocks=settings.blocks) for name in settings.methods}
+    budget = {"r": settings.r, "blocks": settings.blocks, "grid": settings.grid}
+    methods = {name: METHODS[name](**budget) for name in settings.methods}
     unets = {UNMERGED: unet} | {name: apply(twin(unet), method) for name, method in methods.items()}
     for latents in settings.latents:
         found += rows(unets, noise(unet, latents, settings.batch), settings.rounds)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mame_lab.benchmarks.variants import VARIANTS
 from mame_lab.errors import MameLabError
 from mame_lab.merging import METHODS
+from mame_lab.merging.grid import Grid
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -125,7 +126,7 @@ class Denoiser(Benchmark):
 
     Args:
         methods: what is timed, each with `r` in `blocks`.
-        r, blocks: the budget of all methods: see `Method`.
+        r, blocks, grid: of all methods: see `Method`.
         latents: rows and columns of the latents, an eighth of the image's.
         batch: samples of a step; 2 for one image with classifier-free guidance.
         rounds: timed calls of each arm.
@@ -135,6 +136,7 @@ class Denoiser(Benchmark):
     methods: list[str] = field(default_factory=lambda: ["ward", "tomesd"])
     r: Any = 0.5
     blocks: Any = None
+    grid: Grid = field(default_factory=Grid)
     latents: list[int] = field(default_factory=lambda: [64, 96])
     batch: int = 2
     rounds: int = 5
