@@ -5,6 +5,8 @@ from mame_lab.data.dataset import ImageDataset
 from mame_lab.data.digits import Digits
 from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.data.imagenet import ImageNet
+from mame_lab.data.kinetics import Kinetics400
+from mame_lab.data.moving_digits import MovingDigits
 from mame_lab.data.natural import Natural
 from mame_lab.data.shards import Shards
 
@@ -16,4 +18,6 @@ DATASETS: dict[str, type[ImageDataset]] = {
     "imagefolder": ImageFolder,
     "imagenet": ImageNet,
     "shards": Shards,
+    "moving_digits": MovingDigits,
+    "kinetics400": Kinetics400,
 }
