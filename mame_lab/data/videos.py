@@ -61,9 +61,8 @@ class VideoFile:
             with av.open(self.path) as container:
                 yield container
         except Exception as error:  # PyAV meets broken files with FFmpegError, IndexError, TypeError, ...
-            reason = " ".join(str(error).split())
             raise MameLabError(
-                f"video {self.path} cannot be read ({reason}): replace or delete it, or set dataset.broken=skip"
+                f"video {self.path} cannot be read ({_reason(error)}): replace or delete it, or set dataset.broken=skip"
             ) from error
 
 
@@ -118,8 +117,12 @@ def _fault(path: str) -> str | None:
         video = VideoFile(path)
         video.read([0, len(video) - 1])
     except MameLabError as error:
-        return str(error.__cause__)
+        return _reason(error.__cause__)
     return None
+
+
+def _reason(error: BaseException | None) -> str:
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 def _stamp(path: str) -> str:
