@@ -25,14 +25,12 @@ TITLE = 70  # characters in a line of a title
 
 
 def check(model: nn.Module, config: EvalConfig) -> None:
-    """Raise MameLabError where pictures are asked for and nothing merges, or what merges are videos."""
+    """Raise MameLabError where pictures are asked for and nothing merges."""
     if config.visualize and not merges(model):
         raise MameLabError(
             f"visualize={config.visualize} shows what merging does, and mame={config.mame} does not merge: "
             f"choose a mame that merges, or visualize=0"
         )
-    if config.visualize and config.dataset.holds == "videos":
-        raise MameLabError(f"visualize={config.visualize} draws images, and dataset={config.dataset.name} holds videos")
 
 
 def draw(model: nn.Module, data: ImageData, trainer: Trainer, config: EvalConfig, folder: Path) -> dict[str, Path]:

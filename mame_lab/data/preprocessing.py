@@ -30,7 +30,7 @@ class Preprocessing:
         interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
         crop_pct: side of the central crop over the side of the resized image.
         crop_mode: "center" keeps the aspect ratio and cuts off the long side's ends, "squash" keeps all and distorts.
-        frames: of the clips that the model takes; None: it takes images.
+        frames: of a clip, for a model that takes videos; None: it takes images.
     """
 
     size: tuple[int, int]
