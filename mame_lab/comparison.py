@@ -1,6 +1,7 @@
 """Runs a merged model and its unmerged twin over the same images and counts what their outputs say.
 
-B batch, C features, K classes; N labelled and M test images.
+B batch, C features, K classes; N labelled and M test images. V views of each sample, whose probabilities are averaged;
+V is 1 but for videos.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ class Comparison(LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
         inputs, labels_B = batch
+        views = inputs.unflatten(0, (len(labels_B), -1)).unbind(1)
         logits, features = {}, {}
         for name, model in self.models.items():
             with captured_input(self.classifier(model)) as captured:
-                logits[name] = model(inputs)
-            features[name] = captured[0]
+                logits[name] = _over_views([model(view) for view in views])
+            features[name] = torch.stack(captured).mean(0)
             self.judges[name].update((logits if self.has_classifier else features)[name], labels_B)
         classes = (logits["merged"], logits["unmerged"]) if self.has_classifier else (None, None)
         self.fidelity.update(*classes, features["merged"], features["unmerged"])
@@ -111,6 +113,13 @@ def captured_input(module: nn.Module) -> Iterator[list[Tensor]]:
         yield captured
     finally:
         hook.remove()
+
+
+def _over_views(logits_VBK: list[Tensor]) -> Tensor:
+    """Logits of the mean probabilities."""
+    if len(logits_VBK) == 1:
+        return logits_VBK[0]
+    return torch.stack(logits_VBK).float().log_softmax(-1).logsumexp(0)
 
 
 def _accuracy(top1: int, top5: int, total: int) -> Accuracy:

@@ -84,12 +84,12 @@ def evaluate(
         train_speedup=train_speedup,
         train_batch=len(batch[0]) if training else None,
         loader_samples_per_s=speed.loader_rate(_loader(data, bool(training)), min(LOADING, settings.seconds)),
-        conditions=_conditions(models["merged"], trainer, config, inference["merged"], counted),
+        conditions=_conditions(models["merged"], trainer, config, inference["merged"], counted, data),
     )
 
 
 def _conditions(
-    model: nn.Module, trainer: Trainer, config: Config, inference: speed.Timing, counted: Tensor
+    model: nn.Module, trainer: Trainer, config: Config, inference: speed.Timing, counted: Tensor, data: ImageData
 ) -> Conditions:
     fused = any(getattr(module, "fused_attn", False) for module in model.modules())
     return gather_conditions(
@@ -106,6 +106,7 @@ def _conditions(
         attention="scaled_dot_product_attention" if fused else "unfused",
         compiled=config.compile,
         images_counted=len(counted),
+        **data.splits.conditions,
     )
 
 

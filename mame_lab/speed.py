@@ -114,11 +114,11 @@ def loader_rate(loader: Iterable[tuple[Tensor, Tensor]], seconds: float) -> floa
     The first batch starts its workers and is not timed; None where there is no second one.
     """
     samples, start = 0, None
-    for _, labels_B in loader:
+    for inputs_B, _ in loader:
         if start is None:
             start = perf_counter()
             continue
-        samples += len(labels_B)
+        samples += len(inputs_B)
         if perf_counter() - start >= seconds:
             break
     return samples / (perf_counter() - start) if start is not None and samples else None

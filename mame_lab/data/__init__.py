@@ -5,6 +5,8 @@ from mame_lab.data.dataset import ImageDataset
 from mame_lab.data.digits import Digits
 from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.data.imagenet import ImageNet
+from mame_lab.data.kinetics import Kinetics400
+from mame_lab.data.moving_digits import MovingDigits
 from mame_lab.data.natural import Natural
 from mame_lab.data.prompts import Prompts
 from mame_lab.data.shards import Shards
@@ -17,5 +19,7 @@ DATASETS: dict[str, type[ImageDataset | Prompts]] = {
     "imagefolder": ImageFolder,
     "imagenet": ImageNet,
     "shards": Shards,
+    "moving_digits": MovingDigits,
+    "kinetics400": Kinetics400,
     "prompts": Prompts,
 }

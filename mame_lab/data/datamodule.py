@@ -1,6 +1,6 @@
-"""Batches `(x_BCHW, y_B)` of a dataset, in the preprocessing of a model.
+"""Batches `(x_BCHW, y_B)` of a dataset, in the preprocessing of a model; of videos `(x_BTCHW, y_B)`.
 
-B images in a batch, C channels, H x W pixels; x is float32, y is int64.
+B images in a batch, T frames, C channels, H x W pixels; x is float32, y is int64. V views of a test video.
 """
 
 from __future__ import annotations
@@ -8,23 +8,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mame_lab.data.dataset import ImageDataset
+from mame_lab.data.dataset import ImageDataset, VideoDataset
 from mame_lab.data.preprocessing import Preprocessing
 from mame_lab.data.samplers import EvaluationBatches, TrainingBatches
 from mame_lab.data.splits import LabelledImages, Splits
 from mame_lab.errors import MameLabError
 
-Transform = Callable[[Image], torch.Tensor]
+Transform = Callable[[Any], torch.Tensor]
 
 
 class TransformedImages(Dataset):
-    """(x_CHW, label) pairs: labelled images under a transform."""
+    """(x_CHW, label) pairs, of videos (x_TCHW, label) or (x_VTCHW, label): labelled images under a transform."""
 
     def __init__(self, images: LabelledImages, transform: Transform) -> None:
         self.images = images
@@ -55,10 +55,19 @@ class ImageData(LightningDataModule):
         dataset: which images, and in which batches.
         preprocessing: what the model wants.
         seed: of the order and the augmentation of training images, which depend on nothing else but the epoch.
+
+    Raises:
+        MameLabError: the model takes videos and the dataset holds images, or the other way round.
     """
 
     def __init__(self, dataset: ImageDataset, preprocessing: Preprocessing, seed: int = 0) -> None:
         super().__init__()
+        takes = "images" if preprocessing.frames is None else "videos"
+        if dataset.holds != takes:
+            raise MameLabError(
+                f"dataset={dataset.name} holds {dataset.holds} and the model takes {takes}: choose a dataset of "
+                f"{takes}, or a model that takes {dataset.holds}"
+            )
         self.dataset = dataset
         self.preprocessing = preprocessing
         self.seed = seed
@@ -78,8 +87,7 @@ class ImageData(LightningDataModule):
         Raises:
             MameLabError: if the dataset has no training images.
         """
-        transform = self.preprocessing.training(self.dataset.augment, self.dataset.min_crop_area)
-        images = AugmentedImages(self._training_images(), transform)
+        images = AugmentedImages(self._training_images(), self.dataset.training(self.preprocessing))
         return self._loader(images, TrainingBatches(len(images), self.dataset.batch_size, self.seed, self._progress))
 
     def bank_dataloader(self) -> DataLoader:
@@ -90,11 +98,15 @@ class ImageData(LightningDataModule):
         return self._evaluation_loader(self.splits.val)
 
     def test_dataloader(self) -> DataLoader:
-        return self._evaluation_loader(self.splits.test)
+        """In a batch of videos x is (B * V)TCHW: the views of the first one, then those of the next."""
+        if not isinstance(self.dataset, VideoDataset):
+            return self._evaluation_loader(self.splits.test)
+        videos = TransformedImages(self.splits.test, self.dataset.views(self.preprocessing))
+        return self._loader(videos, EvaluationBatches(len(videos), self.dataset.batch_size), collate_fn=_join_views)
 
     def sample(self, count: int, split: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
         """A batch of images spread evenly over a split (test or val), repeated where there are fewer than `count`."""
-        images = TransformedImages(getattr(self.splits, split), self.preprocessing.evaluation())
+        images = TransformedImages(getattr(self.splits, split), self.dataset.evaluation(self.preprocessing))
         indices = torch.linspace(0, len(images) - 1, min(count, len(images))).long().repeat(-(-count // len(images)))
         x_BCHW, y_B = zip(*(images[i] for i in indices[:count].tolist()), strict=True)
         return torch.stack(x_BCHW), torch.tensor(y_B)
@@ -105,10 +117,10 @@ class ImageData(LightningDataModule):
         return self.splits.train
 
     def _evaluation_loader(self, images: LabelledImages) -> DataLoader:
-        transformed = TransformedImages(images, self.preprocessing.evaluation())
+        transformed = TransformedImages(images, self.dataset.evaluation(self.preprocessing))
         return self._loader(transformed, EvaluationBatches(len(images), self.dataset.batch_size))
 
-    def _loader(self, images: TransformedImages, batches: Sampler) -> DataLoader:
+    def _loader(self, images: TransformedImages, batches: Sampler, **options: Any) -> DataLoader:
         workers = self.dataset.num_workers
         workers = min(usable_cpus(), 8) if workers is None else workers
         return DataLoader(
@@ -117,6 +129,7 @@ class ImageData(LightningDataModule):
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
+            **options,
         )
 
     def _progress(self) -> tuple[int, int]:
@@ -124,6 +137,11 @@ class ImageData(LightningDataModule):
         if self.trainer is None:
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+
+
+def _join_views(videos: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    x_VTCHW, y_B = zip(*videos, strict=True)
+    return torch.cat(x_VTCHW), torch.tensor(y_B)
 
 
 def usable_cpus() -> int:

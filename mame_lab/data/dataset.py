@@ -1,14 +1,17 @@
-"""The settings that every image dataset shares."""
+"""The settings that every dataset of images shares, and every one of videos."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mame_lab.errors import MameLabError
 
 if TYPE_CHECKING:
+    from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.data.splits import Splits
 
 AUGMENTS = ("none", "crop", "crop_flip")
@@ -32,6 +35,8 @@ class ImageDataset(ABC):
     augment: str = "crop_flip"
     min_crop_area: float = 0.35
 
+    holds: ClassVar[str] = "images"
+
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise MameLabError(f"dataset.batch_size={self.batch_size} is not positive: set it to 1 or more")
@@ -49,3 +54,59 @@ class ImageDataset(ABC):
         Raises:
             MameLabError: where the images are missing or laid out wrongly.
         """
+
+    def training(self, preprocessing: Preprocessing) -> Callable[[Any], Any]:
+        """What makes an image the input of a model in training, at random."""
+        return preprocessing.training(self.augment, self.min_crop_area)
+
+    def evaluation(self, preprocessing: Preprocessing) -> Callable[[Any], Any]:
+        """What makes an image the input of a model where it is judged."""
+        return preprocessing.evaluation()
+
+
+@dataclass
+class VideoDataset(ImageDataset):
+    """Settings of a dataset of videos. A model sees clips of them, of as many frames as it takes.
+
+    A clip of training starts anywhere, unless nothing is augmented; one of validation is in the middle. In the test the
+    probabilities of several views of a video are averaged.
+
+    Args:
+        frame_stride: from one frame of a clip to the next.
+        clips: of a test video, spread evenly over it.
+        crops: of each of them, spread evenly over its longer side.
+    """
+
+    frame_stride: int = 1
+    clips: int = 1
+    crops: int = 1
+
+    holds: ClassVar[str] = "videos"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("frame_stride", "clips", "crops"):
+            if getattr(self, key) < 1:
+                raise MameLabError(f"dataset.{key}={getattr(self, key)} is not positive: set it to 1 or more")
+
+    def training(self, preprocessing: Preprocessing) -> Callable[[Any], Any]:
+        from mame_lab.data.clips import random_clip
+
+        if self.augment == "none":
+            return self.evaluation(preprocessing)
+        return partial(random_clip, transform=super().training(preprocessing), **self._clip(preprocessing))
+
+    def evaluation(self, preprocessing: Preprocessing) -> Callable[[Any], Any]:
+        from mame_lab.data.clips import central_clip
+
+        return partial(central_clip, transform=super().evaluation(preprocessing), **self._clip(preprocessing))
+
+    def views(self, preprocessing: Preprocessing) -> Callable[[Any], Any]:
+        """What makes a test video several inputs of a model, x_VTCHW."""
+        from mame_lab.data.clips import views
+
+        crops = preprocessing.crops(self.crops)
+        return partial(views, clips=self.clips, transform=crops, **self._clip(preprocessing))
+
+    def _clip(self, preprocessing: Preprocessing) -> dict[str, Any]:
+        return {"frames": preprocessing.frames, "stride": self.frame_stride}

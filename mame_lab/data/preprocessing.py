@@ -1,10 +1,14 @@
-"""From a PIL image to the tensor that a model was trained on: resize, crop, normalise."""
+"""From a PIL image, or the frames of a clip, to the tensor that a model was trained on: resize, crop, normalise.
+
+A clip is x_TCHW: T frames, C channels, H x W pixels; V views of it. All its frames are treated alike.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mame_lab.errors import MameLabError
@@ -26,6 +30,7 @@ class Preprocessing:
         interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
         crop_pct: side of the central crop over the side of the resized image.
         crop_mode: "center" keeps the aspect ratio and cuts off the long side's ends, "squash" keeps all and distorts.
+        frames: of a clip, for a model that takes videos; None: it takes images.
     """
 
     size: tuple[int, int]
@@ -34,6 +39,7 @@ class Preprocessing:
     interpolation: str
     crop_pct: float
     crop_mode: str
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         for key, supported in SUPPORTED.items():
@@ -48,6 +54,15 @@ class Preprocessing:
         from torchvision.transforms import v2
 
         return v2.Compose([self._resize(), v2.CenterCrop(self.size), *self._to_tensor()])
+
+    def crops(self, count: int) -> v2.Compose:
+        """The same from a uint8 clip to x_VTCHW: `count` crops, spread evenly over the long side, instead of one."""
+        from torchvision.transforms import v2
+
+        from mame_lab.data.clips import crops
+
+        cut = v2.Lambda(partial(crops, size=self.size, count=count))
+        return v2.Compose([self._resize(), cut, *self._to_tensor()])
 
     def training(self, augment: str, min_crop_area: float) -> v2.Compose:
         """The transform from a PIL image to a float32 [C, H, W] tensor, see `ImageDataset` for the arguments."""

@@ -1,14 +1,14 @@
 """ImageData: what a batch is, in which order batches come, and how errors cross from the workers."""
 
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from mame_lab.data import Digits, ImageFolder
+from mame_lab.data import Digits, ImageFolder, MovingDigits
 from mame_lab.data.datamodule import ImageData
 from mame_lab.data.dataset import ImageDataset
 from mame_lab.data.preprocessing import Preprocessing
@@ -18,6 +18,7 @@ from mame_lab.errors import MameLabError
 PREPROCESSING = Preprocessing(
     size=(8, 8), mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bicubic", crop_pct=1.0, crop_mode="center"
 )
+CLIPS = replace(PREPROCESSING, frames=4)
 
 
 @dataclass
@@ -143,6 +144,67 @@ def test_a_sample_is_spread_over_the_test_images(count, expected):
     assert y_B.tolist() == expected
     assert x_BCHW.shape == (count, 3, 8, 8)
     torch.testing.assert_close(x_BCHW[:, 0, 0, 0] * 255, y_B.float())
+
+
+def test_a_batch_of_videos():
+    data = ImageData(MovingDigits(digits=2, batch_size=4), CLIPS)
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.bank_dataloader()):
+        x_BTCHW, y_B = next(iter(loader))
+        assert (x_BTCHW.shape, x_BTCHW.dtype) == ((4, 4, 3, 8, 8), torch.float32)
+        assert (y_B.shape, y_B.dtype) == ((4,), torch.int64)
+    assert data.sample(5)[0].shape == (5, 4, 3, 8, 8)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_videos_go_on_after_any_batch_with_the_same_clips(workers):
+    dataset = MovingDigits(digits=2, batch_size=4, num_workers=workers)
+
+    def rest(epoch, done, seed=0):
+        data = ImageData(dataset, CLIPS, seed)
+        current = SimpleNamespace(current=SimpleNamespace(processed=done))
+        loops = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=current))
+        data.trainer = SimpleNamespace(current_epoch=epoch, fit_loop=loops)
+        return torch.cat([x_BTCHW for x_BTCHW, _ in data.train_dataloader()])
+
+    torch.manual_seed(workers)
+    whole = rest(1, 0)
+    assert len(whole) == 16
+    assert torch.equal(rest(1, 2), whole[8:])
+    assert not torch.equal(rest(0, 2), whole[8:])
+    assert not torch.equal(rest(1, 2, seed=1), whole[8:])
+
+
+def test_the_views_of_a_test_video_follow_one_another():
+    dataset = MovingDigits(digits=1, batch_size=3, clips=2, crops=3)
+    many, one = (ImageData(each, CLIPS).test_dataloader() for each in (dataset, replace(dataset, clips=1, crops=1)))
+    assert [(len(x), len(y)) for x, y in many] == [(18, 3), (18, 3), (12, 2)]
+    assert [(len(x), len(y)) for x, y in one] == [(3, 3), (3, 3), (2, 2)]
+    video = dataset.splits().test[1][0]
+    x_VTCHW = next(iter(many))[0][6:12]
+    for clip, start in enumerate((0, len(video) - 4)):
+        expected = CLIPS.evaluation()(video.read(range(start, start + 4)))
+        assert all(torch.equal(x_TCHW, expected) for x_TCHW in x_VTCHW[3 * clip : 3 * clip + 3])
+
+
+def test_videos_without_augmentation_are_seen_as_in_validation():
+    plain = ImageData(MovingDigits(digits=1, augment="none"), CLIPS)
+    (x_BTCHW, y_B), (expected_BTCHW, _) = (
+        next(iter(loader())) for loader in (plain.train_dataloader, plain.bank_dataloader)
+    )
+    assert torch.equal(x_BTCHW, expected_BTCHW[y_B])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "preprocessing", "message"),
+    [
+        (Digits(), CLIPS, "dataset=digits holds images and the model takes videos"),
+        (MovingDigits(), PREPROCESSING, "dataset=moving_digits holds videos and the model takes images"),
+    ],
+)
+def test_images_are_not_for_models_of_videos_nor_videos_for_models_of_images(dataset, preprocessing, message):
+    with pytest.raises(MameLabError, match=f"^{message}: choose") as raised:
+        ImageData(dataset, preprocessing)
+    assert "\n" not in str(raised.value)
 
 
 def test_training_images_may_be_missing(make_folder):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from mame_lab.data.preprocessing import Preprocessing
 from mame_lab.errors import MameLabError
@@ -94,3 +95,39 @@ def test_crops_use_the_interpolation_of_the_model(interpolation, blends):
 def test_an_unknown_augmentation_is_refused():
     with pytest.raises(KeyError):
         PREPROCESSING.training("flip", 0.35)
+
+
+def clip(frames, width, height):
+    return torch.stack([pil_to_tensor(noise(width, height)) for _ in range(frames)])
+
+
+@pytest.mark.parametrize("crop_pct", [0.875, 1.0])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+def test_the_frames_of_a_clip_are_images(crop_mode, crop_pct):
+    preprocessing = replace(PREPROCESSING, crop_mode=crop_mode, crop_pct=crop_pct, std=(1.0,) * 3)
+    x_TCHW = clip(3, 71, 50)
+    expected = torch.stack([preprocessing.evaluation()(to_pil_image(x_CHW)) for x_CHW in x_TCHW])
+    seen = preprocessing.evaluation()(x_TCHW)
+    assert (seen.shape, seen.dtype) == ((3, 3, 32, 32), torch.float32)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=1.01 / 255)  # Pillow and torch round differently.
+
+
+def test_a_single_crop_is_that_of_evaluation_and_three_show_the_ends():
+    x_TCHW = clip(2, 80, 32)
+    preprocessing = replace(PREPROCESSING, crop_pct=1.0)
+    plain = preprocessing.evaluation()(x_TCHW)
+    assert torch.equal(preprocessing.crops(1)(x_TCHW)[0], plain)
+    left, middle, right = preprocessing.crops(3)(x_TCHW)
+    assert torch.equal(middle, plain)
+    assert torch.equal(left, preprocessing.evaluation()(x_TCHW[..., :32]))
+    assert torch.equal(right, preprocessing.evaluation()(x_TCHW[..., -32:]))
+
+
+@pytest.mark.parametrize("augment", ["crop", "crop_flip"])
+def test_all_frames_of_a_clip_are_augmented_alike(augment):
+    torch.manual_seed(0)
+    transform = PREPROCESSING.training(augment, 0.35)
+    still = clip(1, 40, 50).expand(4, -1, -1, -1)
+    seen = [transform(still) for _ in range(8)]
+    assert all(torch.equal(frame, x_TCHW[0]) for x_TCHW in seen for frame in x_TCHW)
+    assert len({float(x_TCHW.mean()) for x_TCHW in seen}) == 8

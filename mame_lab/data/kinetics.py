@@ -1,0 +1,150 @@
+"""Kinetics-400 (Kay et al., arXiv 1705.06950), or any videos with a list of their labels."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from mame_lab.data.dataset import VideoDataset
+from mame_lab.data.splits import Splits
+from mame_lab.data.videos import VideoFile, find_faults
+from mame_lab.errors import MameLabError
+
+BROKEN = ("error", "skip")
+CHECKED = "checked.json"
+NAMED = 10  # broken videos in a warning, at most
+log = logging.getLogger(__name__)
+
+Files = list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
+class VideoFiles:
+    """(video, label) pairs, opened when they are read; `files` holds (path, label)."""
+
+    files: Files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[VideoFile, int]:
+        path, label = self.files[index]
+        return VideoFile(path), label
+
+
+@dataclass
+class Kinetics400(VideoDataset):
+    """Videos and lists of their labels, in a fixed mixed order; val is test, as is usual.
+
+    The lists are val.csv and, for training or k-NN, train.csv, in the root or in its folder `annotations`: either those
+    of Kinetics, with the columns label, youtube_id, time_start, time_end, whose videos are val/ID_000010_000020.mp4
+    (and train/...) in the root; or lines "PATH LABEL", the path from the root and the number of the class, whose name
+    is that line of classes.txt (missing: the number).
+
+    A broken video is missing, cannot be decoded, or ends early. With `broken=skip` all videos are decoded once, when
+    they are first used, and broken ones are then in no split: so order, batches and shares of processes are those of a
+    dataset that never had them, none stands in for another, and the result says how many its accuracy leaves out. What
+    is found is named in the log and kept in the root's checked.json.
+
+    Args:
+        root: the folder.
+        broken: what a broken video does: "error" ends the run when it is met, "skip" leaves it out.
+    """
+
+    name: str = "kinetics400"
+    batch_size: int = 8
+    frame_stride: int = 4
+    clips: int = 5
+    crops: int = 3
+    root: str | None = None
+    broken: str = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.broken not in BROKEN:
+            raise MameLabError(f"dataset.broken={self.broken} is unknown: choose one of {', '.join(BROKEN)}")
+
+    def splits(self) -> Splits:
+        root = Path(self.root or "").expanduser()
+        lists = {split: path for split in ("val", "train") if (path := _list(root, split))}
+        if self.root is None or "val" not in lists:
+            raise MameLabError(
+                f"dataset.root={self.root} holds no val.csv: set dataset.root to a folder of videos with the lists of "
+                f"their labels, val.csv and, to train, train.csv"
+            )
+        listed = {split: _read(root, path) for split, path in lists.items()}
+        classes = _classes(root, {label for videos in listed.values() for _, label in videos})
+        numbers = {label: number for number, label in enumerate(classes)}
+        videos = {split: [(path, numbers[label]) for path, label in each] for split, each in listed.items()}
+        conditions = {"views": f"{self.clips}x{self.crops}"}
+        if self.broken == "skip":
+            whole = {split: _whole(root, lists[split], each) for split, each in videos.items()}
+            conditions["broken"] = f"{len(videos['val']) - len(whole['val'])} of {len(videos['val'])} left out"
+            videos = whole
+        val, train = (VideoFiles(videos[split]) if split in videos else None for split in ("val", "train"))
+        assert val is not None
+        return Splits(train, val, val, list(classes.values()), conditions)
+
+
+def _list(root: Path, split: str) -> Path | None:
+    paths = root / f"{split}.csv", root / "annotations" / f"{split}.csv"
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _read(root: Path, path: Path) -> list[tuple[str, str]]:
+    """The path and the label of each video, in a fixed mixed order."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if lines and lines[0].startswith("label,"):
+        videos = [(str(root / path.stem / _file_name(row)), row["label"]) for row in csv.DictReader(lines)]
+    else:
+        videos = [(str(root / name), label) for name, label in _pairs(path, lines)]
+    random.Random(0).shuffle(videos)
+    return videos
+
+
+def _file_name(row: dict[str, str]) -> str:
+    start, end = (int(float(row[key])) for key in ("time_start", "time_end"))
+    return f"{row['youtube_id']}_{start:06}_{end:06}.mp4"
+
+
+def _pairs(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(lines, start=1):
+        name, _, label = line.strip().rpartition(" ")
+        if not (name and label.isdigit()):
+            raise MameLabError(
+                f"{path}, line {number}: '{line}' is no 'PATH LABEL', with the number of the class: mend it"
+            )
+        yield name, str(int(label))
+
+
+def _classes(root: Path, labels: set[str]) -> dict[str, str]:
+    """The names of the classes by their labels, in the order of their numbers."""
+    if not all(label.isdigit() for label in labels):
+        return {label: label for label in sorted(labels)}
+    most = max(map(int, labels))
+    path = root / "classes.txt"
+    names = path.read_text(encoding="utf-8").splitlines() if path.exists() else [str(n) for n in range(most + 1)]
+    if most >= len(names):
+        raise MameLabError(f"{path} has {len(names)} lines, and there is a class {most}: give it a line for each class")
+    return {str(number): name for number, name in enumerate(names)}
+
+
+def _whole(root: Path, path: Path, videos: Files) -> Files:
+    """The videos of a list that are not broken; those that are get named in the log."""
+    faults = find_faults([video for video, _ in videos], root / CHECKED)
+    if faults:
+        some = "; ".join(f"{video} ({fault})" for video, fault in islice(faults.items(), NAMED))
+        more = f"; and more, all in {root / CHECKED}" if len(faults) > NAMED else ""
+        log.warning(
+            "dataset.broken=skip leaves out %d of the %d videos of %s: %s%s", len(faults), len(videos), path, some, more
+        )
+    whole = [(video, label) for video, label in videos if video not in faults]
+    if not whole:
+        video, fault = next(iter(faults.items()))
+        raise MameLabError(f"all videos of {path} are broken, {video} for one ({fault}): check dataset.root={root}")
+    return whole

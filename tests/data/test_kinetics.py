@@ -1,0 +1,244 @@
+"""Videos on disk: what is listed, which frames are read, and what becomes of broken ones."""
+
+import json
+import logging
+import re
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from mame_lab.data import Kinetics400
+from mame_lab.data import videos as videos_module
+from mame_lab.data.datamodule import ImageData
+from mame_lab.data.preprocessing import Preprocessing
+from mame_lab.data.videos import VideoFile
+from mame_lab.errors import MameLabError
+
+FRAMES, RATE, STEP = 40, 20, 5
+PREPROCESSING = Preprocessing(
+    size=(16, 16), mean=(0.0,) * 3, std=(1.0,) * 3, interpolation="bilinear", crop_pct=1.0, crop_mode="center", frames=4
+)
+
+
+def write_video(path, frames=FRAMES, offset=0):
+    """Grey frames, each `STEP` brighter than the one before it, in groups of 12 with frames that point backwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
+        stream = container.add_stream("libx264", rate=RATE)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        stream.options = {"g": "12", "bf": "2", "qp": "1"}
+        for number in range(frames):
+            picture = np.full((24, 32, 3), offset + STEP * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Six videos in Kinetics' layout, two of them for training."""
+    rows = {"train": [("zumba", "a", 0), ("abseiling", "b", 5)]}
+    rows["val"] = [("abseiling", "c-_", 10), ("zumba", "d", 120), ("abseiling", "e", 7), ("zumba", "f", 0)]
+    for split, videos in rows.items():
+        lines = ["label,youtube_id,time_start,time_end,split"]
+        for label, name, start in videos:
+            lines.append(f"{label},{name},{start},{start + 10},{split}")
+            write_video(tmp_path / split / f"{name}_{start:06}_{start + 10:06}.mp4", offset=5 * len(lines))
+        (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def brightness(x_TCHW):
+    return [round(value) for value in x_TCHW.float().mean((1, 2, 3)).tolist()]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_every_frame_is_found_alone_and_in_any_order(tmp_path, suffix):
+    write_video(path := tmp_path / f"video{suffix}")
+    video = VideoFile(str(path))
+    assert len(video) == FRAMES
+    whole = video.read(range(FRAMES))
+    assert (whole.shape, whole.dtype) == ((FRAMES, 3, 24, 32), torch.uint8)
+    assert brightness(whole) == pytest.approx([STEP * number for number in range(FRAMES)], abs=3)
+    for number in range(FRAMES):
+        assert torch.equal(video.read([number])[0], whole[number])
+    order = [30, 3, 3, 17]
+    assert torch.equal(video.read(order), whole[order])
+
+
+class Watched:
+    """A container that writes down the frames that are decoded."""
+
+    def __init__(self, container, decoded):
+        self.container, self.decoded = container, decoded
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.container.close()
+
+    def decode(self, stream):
+        for frame in self.container.decode(stream):
+            self.decoded.append(round(frame.time * RATE))
+            yield frame
+
+
+def test_a_clip_is_decoded_from_the_key_frame_before_it_to_its_end(tmp_path, monkeypatch):
+    write_video(path := tmp_path / "video.mp4")
+    real, decoded = av.open, []
+    monkeypatch.setattr(av, "open", lambda path: Watched(real(path), decoded))
+    VideoFile(str(path)).read([28, 30])
+    assert decoded == [*range(decoded[0], 31)]
+    assert decoded[0] > 12  # of the group before, at most what its last frame points to
+
+
+@pytest.mark.parametrize("folder", ["", "annotations"])
+def test_the_lists_of_kinetics(root, folder):
+    if folder:
+        (root / folder).mkdir()
+        for split in ("train", "val"):
+            (root / f"{split}.csv").rename(root / folder / f"{split}.csv")
+    splits = Kinetics400(root=str(root)).splits()
+    assert splits.classes == ["abseiling", "zumba"]
+    assert splits.test is splits.val
+    assert splits.conditions == {"views": "5x3"}
+    assert sorted(splits.val.files) == [
+        (str(root / "val/c-__000010_000020.mp4"), 0),
+        (str(root / "val/d_000120_000130.mp4"), 1),
+        (str(root / "val/e_000007_000017.mp4"), 0),
+        (str(root / "val/f_000000_000010.mp4"), 1),
+    ]
+    assert sorted(splits.train.files) == [
+        (str(root / "train/a_000000_000010.mp4"), 1),
+        (str(root / "train/b_000005_000015.mp4"), 0),
+    ]
+    assert len(splits.val[0][0]) == FRAMES
+
+
+def test_lists_of_paths_and_numbers(tmp_path):
+    (tmp_path / "val.csv").write_text("a b/c.mp4 2\n/elsewhere/d.mp4 0\n")
+    splits = Kinetics400(root=str(tmp_path)).splits()
+    assert splits.train is None
+    assert splits.classes == ["0", "1", "2"]
+    assert sorted(splits.val.files) == [("/elsewhere/d.mp4", 0), (str(tmp_path / "a b/c.mp4"), 2)]
+    (tmp_path / "classes.txt").write_text("run\njump\nfall\nrest\n")
+    assert Kinetics400(root=str(tmp_path)).splits().classes == ["run", "jump", "fall", "rest"]
+    (tmp_path / "classes.txt").write_text("run\njump\n")
+    with pytest.raises(MameLabError, match=r"classes.txt has 2 lines, and there is a class 2: give"):
+        Kinetics400(root=str(tmp_path)).splits()
+
+
+def test_videos_come_in_mixed_order(tmp_path):
+    (tmp_path / "val.csv").write_text("".join(f"{number}.mp4 {number // 50}\n" for number in range(100)))
+    labels = [label for _, label in Kinetics400(root=str(tmp_path)).splits().val.files]
+    assert set(labels[:10]) == {0, 1}
+    assert labels == [label for _, label in Kinetics400(root=str(tmp_path)).splits().val.files]
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines", "message"),
+    [
+        ({"root": None}, None, "dataset.root=None holds no val.csv"),
+        ({}, None, "dataset.root={root} holds no val.csv"),
+        ({}, "a.mp4 0\nb.mp4\n", "{root}/val.csv, line 2: 'b.mp4' is no 'PATH LABEL'"),
+        ({}, "a.mp4 jump\n", "{root}/val.csv, line 1: 'a.mp4 jump' is no 'PATH LABEL'"),
+        ({"broken": "ignore"}, None, "dataset.broken=ignore is unknown: choose one of error, skip"),
+        ({"broken": "skip"}, "a.mp4 0\n", "all videos of {root}/val.csv are broken, {root}/a.mp4 for one (No such"),
+    ],
+)
+def test_what_is_refused(tmp_path, settings, lines, message):
+    if lines:
+        (tmp_path / "val.csv").write_text(lines)
+    with pytest.raises(MameLabError, match="^" + re.escape(message.format(root=tmp_path))) as raised:
+        Kinetics400(**{"root": str(tmp_path)} | settings).splits()
+    assert "\n" not in str(raised.value)
+
+
+def test_batches_of_clips_and_of_views(root):
+    data = ImageData(Kinetics400(root=str(root), num_workers=0, batch_size=2, frame_stride=3, clips=2), PREPROCESSING)
+    x_BTCHW, y_B = next(iter(data.train_dataloader()))
+    assert (x_BTCHW.shape, sorted(y_B.tolist())) == ((2, 4, 3, 16, 16), [0, 1])
+    x_BTCHW, y_B = next(iter(data.val_dataloader()))
+    assert x_BTCHW.shape == (2, 4, 3, 16, 16)
+    levels = x_BTCHW.mean((2, 3, 4)) * 255
+    assert ((levels[:, 1:] - levels[:, :-1] - 3 * STEP).abs() < 3).all()
+    x_VTCHW, y_B = next(iter(data.test_dataloader()))
+    assert (x_VTCHW.shape, len(y_B)) == ((2 * 6, 4, 3, 16, 16), 2)
+    first, last = (x_VTCHW[view].mean((1, 2, 3)) * 255 for view in (0, 5))
+    assert (last - first).tolist() == pytest.approx([STEP * (FRAMES - 10)] * 4, abs=4)
+
+
+BREAK = {
+    "missing": lambda path: path.unlink(),
+    "cut in half": cut_in_half,
+    "no video": lambda path: path.write_text("not a video"),
+    "empty": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("harm", BREAK.values(), ids=BREAK)
+def test_a_broken_video_ends_the_run_by_its_name(root, harm):
+    path = root / "val/d_000120_000130.mp4"
+    harm(path)
+    data = ImageData(Kinetics400(root=str(root), num_workers=0), PREPROCESSING)
+    with pytest.raises(MameLabError, match=f"^video {path} cannot be read .*dataset.broken=skip$") as raised:
+        list(data.test_dataloader())
+    assert "\n" not in str(raised.value)
+
+
+def test_a_video_that_ends_early_is_broken(root):
+    path = root / "val/d_000120_000130.mkv"
+    write_video(path)
+    short = VideoFile(str(path))
+    vars(short)["_length"] = 2 * FRAMES
+    assert len(short.read([0, FRAMES - 1 + RATE // 2])) == 2
+    with pytest.raises(MameLabError, match=f"it ends with frame {FRAMES - 1}, before frame {2 * FRAMES - 1}"):
+        short.read([0, 2 * FRAMES - 1])
+
+
+@pytest.mark.parametrize("harm", BREAK.values(), ids=BREAK)
+def test_broken_videos_are_left_out_and_told(root, harm, caplog, monkeypatch):
+    settings = {"root": str(root), "num_workers": 0, "batch_size": 2}
+    whole = Kinetics400(**settings).splits()
+    harm(root / "val/d_000120_000130.mp4")
+    with caplog.at_level(logging.WARNING):
+        data = ImageData(Kinetics400(**settings, broken="skip"), PREPROCESSING)
+        assert sum(len(y_B) for _, y_B in data.test_dataloader()) == 3
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith(
+        f"dataset.broken=skip leaves out 1 of the 4 videos of {root / 'val.csv'}: {root / 'val/d_0'}"
+    )
+    assert data.splits.conditions == {"views": "5x3", "broken": "1 of 4 left out"}
+    assert data.splits.val.files == [each for each in whole.val.files if "d_000120" not in each[0]]
+    assert data.splits.train.files == whole.train.files
+
+    monkeypatch.setattr(videos_module, "_fault", lambda path: pytest.fail(f"{path} is checked again"))
+    again = Kinetics400(**settings, broken="skip").splits()
+    assert again.val.files == data.splits.val.files
+
+
+def test_a_video_that_was_mended_is_checked_again(root):
+    path = root / "val/d_000120_000130.mp4"
+    cut_in_half(path)
+    dataset = Kinetics400(root=str(root), broken="skip")
+    assert len(dataset.splits().val) == 3
+    write_video(path)
+    assert len(dataset.splits().val) == 4
+    assert len(json.loads((root / "checked.json").read_text())) == 6
+    (root / "checked.json").write_text("{")
+    assert len(dataset.splits().val) == 4
+
+
+def test_without_pyav_the_extra_is_named(root, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "av", None)
+    with pytest.raises(MameLabError, match=r"^videos need PyAV: pip install 'mame_lab\[video\]'$"):
+        len(VideoFile(str(root / "val/d_000120_000130.mp4")))
