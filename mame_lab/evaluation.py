@@ -18,6 +18,7 @@ from mame_lab.config import Config, SpeedSettings
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
 from mame_lab.models import depends_on_batch, family_of, twin, unmerged_twin
+from mame_lab.models.zero_shot import ZeroShotHead
 from mame_lab.results import Arm, Conditions, Proportion, Result, gather_conditions, weights_hash
 
 Models = dict[str, nn.Module]
@@ -123,13 +124,15 @@ def _judge(
     models: Models, data: ImageData, trainer: Trainer
 ) -> tuple[dict[str, dict[str, Proportion]], dict[str, Any]]:
     """The accuracy of each model, and how far the merged one is from the other."""
-    has_classifier = not isinstance(family_of(models["merged"]).classifier(models["merged"]), nn.Identity)
+    classifier = family_of(models["merged"]).classifier(models["merged"])
+    has_classifier = not isinstance(classifier, nn.Identity)
+    word = "zero-shot head" if isinstance(classifier, ZeroShotHead) else "classifier"
     bank = None if has_classifier else _run(models, data.bank_dataloader(), trainer)
     tested = _run(models, data.test_dataloader(), trainer)
     accuracy = tested.accuracy() if bank is None else tested.knn_accuracy(bank, len(data.classes))
     distance = tested.fidelity.compute()
     return accuracy, {
-        "evaluated_by": "classifier" if has_classifier else "k-NN",
+        "evaluated_by": word if has_classifier else "k-NN",
         "agreement": None if distance.agreement is None else Proportion(*distance.agreement),
         "kl": distance.kl,
         "feature_error": distance.feature_error,
