@@ -16,8 +16,7 @@ class ModelSettings:
         num_classes: classes of the head. None: those of the weights.
         img_size: input size in pixels. None: the model's own.
         args: further arguments of the model's constructor.
-        templates: (open_clip) what a class name is put into, in place of {}: "imagenet" (the 80 of CLIP), "simple" (7 of
-            these), or a list.
+        templates: (open_clip) texts with {} for the name of a class: "imagenet" (CLIP's 80), "simple" (7), or a list.
         tokenizer: (open_clip) a local folder with the tokenizer. None: the model's own.
     """
 

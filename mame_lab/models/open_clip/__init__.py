@@ -3,10 +3,9 @@
 A tower is timm's own transformer, so merging in it is that of the timm family; only its head is made here.
 """
 
-from torch import nn
-
 from mame_lab.models.open_clip.loading import build, load, load_weights
 from mame_lab.models.timm import attach, block_names, classifier, data_config, detach, grid, match_classes, plans, trace
+from mame_lab.models.timm.forward import TimmTransformer
 
 __all__ = [
     "attach",
@@ -25,15 +24,12 @@ __all__ = [
 ]
 
 
-def name_classes(model: nn.Module, classes: list[str]) -> None:
+def name_classes(model: TimmTransformer, classes: list[str]) -> None:
     """Write the zero-shot head from the names of the classes, and let go of the text tower.
 
     A model that has its head already, from a checkpoint, keeps it.
-
-    Raises:
-        MameLabError: the text features cannot be kept.
     """
     text = vars(model).pop("text", None)
     if text is not None:
-        model.head.text_KC = text.features(classes)
+        model.head.text_KC = text.features(classes).to(model.head.scale)
         model.num_classes = len(classes)
