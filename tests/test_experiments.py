@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import clips
 import pytest
 from hydra.errors import ConfigCompositionException
 from omegaconf import open_dict
@@ -14,10 +15,15 @@ from mame_lab.results import Result
 PATHS = sorted((ROOT / "conf/experiment").glob("*.yaml"))
 FIELDS = ["Command", "Weights", "Data", "Published", "Measured"]
 # The same family, but tiny and random, on digits.
-STAND_INS = [
-    *("++model.args.depth=4", "++model.args.embed_dim=16", "++model.args.num_heads=2", "++model.args.patch_size=4"),
-    *("model.img_size=32", "model.num_classes=10", "model.pretrained=false", "model.weights=null"),
-    *("mame.blocks=3", "dataset=digits", "dataset.batch_size=16"),
+STAND_INS = {
+    "timm": [
+        *("++model.args.depth=4", "++model.args.embed_dim=16", "++model.args.num_heads=2", "++model.args.patch_size=4"),
+        *("model.img_size=32", "model.num_classes=10"),
+    ],
+    "open_clip": ["model.name=tiny-siglip", "model.img_size=128"],
+}
+SMALL = [
+    *("model.pretrained=false", "model.weights=null", "mame.blocks=3", "dataset=digits", "dataset.batch_size=16"),
     *(override for override in TINY if not override.startswith("model.")),
 ]
 
@@ -42,7 +48,7 @@ def composed(entry: str, overrides: list[str]) -> config.Config:
 def test_there_is_one_for_each_model_of_the_claims():
     names = {path.stem for path in PATHS}
     free = {f"{model}_training_free" for model in ("deit_b", "deit_s", "mae_b", "mae_l", "mae_h")}
-    assert free | {"vit_b_last_layer", "vit_ti_from_scratch"} <= names
+    assert free | {"vit_b_last_layer", "vit_ti_from_scratch", "siglip2_b_512_zero_shot"} <= names
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -68,15 +74,19 @@ def test_the_commands_of_the_header_compose(path):
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_it_runs_on_stand_ins(path, entry_point, tmp_path, monkeypatch):
+def test_it_runs_on_stand_ins(path, entry_point, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(targets, "CALIBRATION_IMAGES", 2)
     entry, overrides = command(path)
     own = [override for override in overrides if override.startswith("experiment=")]
-    entry_point(entry, tmp_path, *own, *STAND_INS)
-    result, asked = Result.load(tmp_path / "result.json"), composed(entry, own)
+    asked = composed(entry, own)
+    if asked.model.family == "open_clip":
+        clips.register(tmp_path_factory.mktemp("open_clip"))
+        monkeypatch.setenv("MAME_LAB_CACHE", str(tmp_path / "cache"))
+    entry_point(entry, tmp_path, *own, *STAND_INS[asked.model.family], *SMALL)
+    result = Result.load(tmp_path / "result.json")
     assert result.flop_ratio == pytest.approx(asked.mame.flops, abs=0.2)
     assert result.conditions.dtype == asked.trainer.precision
-    assert result.evaluated_by == "classifier"
+    assert result.evaluated_by == ("zero-shot" if asked.model.family == "open_clip" else "classifier")
 
 
 def test_evaluating_a_claim_of_training_is_refused():
