@@ -54,6 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     else:
         model = family.load(run.model)
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
+    family.name_classes(model, data.classes)
     if not (stored or run.model.weights or run.model.pretrained):
         print("The weights are random: read cost and speed, not accuracy. Give ckpt=FILE or model.weights=FILE.")
 

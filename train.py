@@ -48,6 +48,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     family = models.family(run.model.family)
     model = family.load(run.model)
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
+    family.name_classes(model, data.classes)
     if family.match_classes(model, len(data.classes)):
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 

@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from mame_lab import speed
 from mame_lab.comparison import Comparison
 from mame_lab.compilation import check_compiles, compile_models
-from mame_lab.config import Config, SpeedSettings
+from mame_lab.config import Config, EvalConfig, SpeedSettings
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
 from mame_lab.models import depends_on_batch, family_of, twin, unmerged_twin
+from mame_lab.models.zero_shot import ZeroShotHead
 from mame_lab.results import Arm, Conditions, Proportion, Result, gather_conditions, weights_hash
 
 Models = dict[str, nn.Module]
@@ -48,7 +49,7 @@ def evaluate(
     if config.compile:
         check_compiles(model, device)
     models = {"merged": twin(model), "unmerged": unmerged_twin(model)}
-    accuracy, fidelity = _judge(models, data, trainer)
+    accuracy, fidelity = _judge(models, data, trainer, config)
     settings = SMOKE if config.trainer.fast_dev_run else config.speed
     images, labels = (tensor.to(device) for tensor in data.sample(settings.batch_size))
     images = trainer.precision_plugin.convert_input(images)
@@ -121,20 +122,29 @@ def check_classes(classifier: nn.Module, classes: list[str]) -> None:
 
 
 def _judge(
-    models: Models, data: ImageData, trainer: Trainer
+    models: Models, data: ImageData, trainer: Trainer, config: Config
 ) -> tuple[dict[str, dict[str, Proportion]], dict[str, Any]]:
     """The accuracy of each model, and how far the merged one is from the other."""
-    has_classifier = not isinstance(family_of(models["merged"]).classifier(models["merged"]), nn.Identity)
+    classifier = family_of(models["merged"]).classifier(models["merged"])
+    has_classifier = not isinstance(classifier, nn.Identity)
     bank = None if has_classifier else _run(models, data.bank_dataloader(), trainer)
     tested = _run(models, data.test_dataloader(), trainer)
     accuracy = tested.accuracy() if bank is None else tested.knn_accuracy(bank, len(data.classes))
     distance = tested.fidelity.compute()
     return accuracy, {
-        "evaluated_by": "classifier" if has_classifier else "k-NN",
+        "evaluated_by": _judged_by(classifier, config),
         "agreement": None if distance.agreement is None else Proportion(*distance.agreement),
         "kl": distance.kl,
         "feature_error": distance.feature_error,
     }
+
+
+def _judged_by(classifier: nn.Module, config: Config) -> str:
+    """What tells the class. A head of class names is zero-shot only as long as nothing before it was trained here."""
+    if isinstance(classifier, nn.Identity):
+        return "k-NN"
+    untrained = isinstance(config, EvalConfig) and config.ckpt is None
+    return "zero-shot" if untrained and isinstance(classifier, ZeroShotHead) else "classifier"
 
 
 def _run(models: Models, loader: Any, trainer: Trainer) -> Comparison:

@@ -108,7 +108,7 @@ class Result:
 
     merged: Arm
     unmerged: Arm
-    evaluated_by: Literal["classifier", "k-NN", "images"]
+    evaluated_by: Literal["classifier", "zero-shot", "k-NN", "images"]
     feature_error: float | None  # mean shift by merging over the mean distance of unmerged features from their mean
     speedup: float | None  # median over rounds of unmerged over merged time
     conditions: Conditions

@@ -5,7 +5,8 @@ Shapes: B batch, 1 a batch of one; the dimensions that follow are the model's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -132,7 +133,7 @@ def gflops(model: Callable[[Tensor], object], inputs_B: Tensor, together: bool =
     batch to its longest sample is charged for each sample's own tokens, or `together`, for a model whose samples depend
     on their batch; and under the math kernel of attention, because the counter misses some fused ones.
     """
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with _frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for inputs in [inputs_B] if together else inputs_B.split(1):
             model(inputs)
     counts = {name: sum(of.values()) / 2e9 / len(inputs_B) for name, of in counter.get_flop_counts().items()}
@@ -140,6 +141,19 @@ def gflops(model: Callable[[Tensor], object], inputs_B: Tensor, together: bool =
     return {"": counts.get("Global", 0.0)} | {
         name.removeprefix(f"{root}."): count for name, count in counts.items() if name.startswith(f"{root}.")
     }
+
+
+@contextmanager
+def _frozen(model: object) -> Iterator[None]:
+    """No parameter asks for a gradient: torch's counter fails on views of those that do, such as a learned query's."""
+    trained = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def gflops_by_shapes(model: Callable[[Tensor], object], inputs_B: Tensor) -> float:

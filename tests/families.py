@@ -4,6 +4,8 @@ import timm
 import torch
 from torch import nn
 
+from mame_lab.models.zero_shot import ZeroShotHead
+
 GRID = 8
 DEPTH = 6
 SMALL = {"img_size": 8 * GRID, "patch_size": 8, "embed_dim": 48, "depth": DEPTH, "num_heads": 3, "num_classes": 7}
@@ -17,6 +19,7 @@ TIMM = {
     "registers": ("vit_small_patch14_reg4_dinov2", LAYER_SCALE),
     "clip": ("vit_base_patch16_clip_224", {}),
     "siglip": ("vit_base_patch16_siglip_224", {}),
+    "zero_shot": ("vit_base_patch16_siglip_224", {}),
     "eva02": ("eva02_base_patch14_224", {}),
     "dinov3": ("vit_small_patch16_dinov3", LAYER_SCALE | {"global_pool": "token"}),
     "rope_mixed": ("vit_small_patch16_rope_mixed_224", LAYER_SCALE),
@@ -30,10 +33,19 @@ def build(family: str, **arguments) -> nn.Module:
     torch.manual_seed(0)
     name, traits = TIMM[family]
     model = timm.create_model(name, **(SMALL | traits | arguments)).double().eval()
+    if family == "zero_shot":
+        model.head = zero_shot_head(model)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.15)
     return model
+
+
+def zero_shot_head(model: nn.Module) -> ZeroShotHead:
+    """As open_clip's towers have it: a projection, and texts for as many classes as the model has."""
+    head = ZeroShotHead(nn.Linear(model.num_features, 32), torch.tensor(5.0), torch.tensor(-2.0)).double()
+    head.text_KC = nn.functional.normalize(torch.randn(model.num_classes, 32, dtype=torch.float64), dim=-1)
+    return head
 
 
 def images(batch: int = 4, seed: int = 0) -> torch.Tensor:

@@ -29,6 +29,23 @@ TINY = [
     "speed.cost_samples=2",
 ]
 
+# A pipeline of a U-Net of 8 channels, for images of 96 x 64 px in 2 steps.
+SD_MINI = [
+    "model=sd_mini",
+    "model.args.unet.block_out_channels=[8,8,8]",
+    "model.args.unet.norm_num_groups=4",
+    "model.args.unet.attention_head_dim=2",
+    "dataset=prompts",
+    "dataset.steps=2",
+    "dataset.count=2",
+    "dataset.height=64",
+    "dataset.width=96",
+    "dataset.metrics=[]",
+    "trainer.accelerator=cpu",
+    "speed.max_rounds=2",
+    "speed.seconds=0.1",
+]
+
 
 def compose_config(name: str, overrides: list[str]) -> DictConfig:
     """What `python NAME.py OVERRIDES` composes, with Hydra's own part."""

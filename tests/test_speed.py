@@ -119,6 +119,14 @@ def test_vit_s_costs_what_the_field_reports():
     assert sum(costs[name] for name in parts) == pytest.approx(costs[""])
 
 
+def test_attention_pooling_is_counted_and_nothing_is_unfrozen():
+    model = timm.create_model("test_vit", img_size=64, global_pool="map")
+    model.blocks.requires_grad_(False)
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    assert speed.gflops(model, torch.zeros(2, 3, 64, 64))["attn_pool"] > 0
+    assert [parameter.requires_grad for parameter in model.parameters()] == trained
+
+
 class PaddedAttention(nn.Module):
     """Keeps the tokens that are not zero, as many for the whole batch as its fullest sample needs."""
 

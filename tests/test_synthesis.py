@@ -6,7 +6,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from runs import compose_config
+from runs import SD_MINI, compose_config
 
 from mame_lab import MameLabError, Ward, apply
 from mame_lab.models.diffusers import load
@@ -15,22 +15,6 @@ from mame_lab.results import Result
 from mame_lab.synthesis import quality
 from mame_lab.synthesis.quality import fid, high_frequency_energy, likeness
 from mame_lab.tasks.synthesis import generate
-
-SD_MINI = [
-    "model=sd_mini",
-    "model.args.unet.block_out_channels=[8,8,8]",
-    "model.args.unet.norm_num_groups=4",
-    "model.args.unet.attention_head_dim=2",
-    "dataset=prompts",
-    "dataset.steps=2",
-    "dataset.count=2",
-    "dataset.height=64",
-    "dataset.width=96",
-    "dataset.metrics=[]",
-    "trainer.accelerator=cpu",
-    "speed.max_rounds=2",
-    "speed.seconds=0.1",
-]
 
 
 @pytest.fixture(scope="module")

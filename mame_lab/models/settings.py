@@ -10,12 +10,14 @@ class ModelSettings:
 
     Args:
         family: the file in `mame_lab/models` that loads and merges it.
-        name: its name in the family's library (timm: architecture.tag).
+        name: its name in the family's library (timm: architecture.tag; open_clip: architecture:tag).
         pretrained: fetch the published weights; false: random ones from `seed`.
         weights: a local file of weights instead (safetensors, or a PyTorch file without pickled code).
         num_classes: classes of the head. None: those of the weights.
         img_size: input size in pixels. None: the model's own.
         args: further arguments of the model's constructor.
+        templates: (open_clip) texts with {} for the name of a class: "imagenet" (CLIP's 80), "simple" (7), or a list.
+        tokenizer: (open_clip) a local folder with the tokenizer. None: the model's own.
     """
 
     family: str = "timm"
@@ -25,3 +27,5 @@ class ModelSettings:
     num_classes: int | None = None
     img_size: int | None = None
     args: dict[str, Any] = field(default_factory=dict)
+    templates: Any = "imagenet"
+    tokenizer: str | None = None

@@ -25,6 +25,7 @@ __all__ = [
     "load",
     "load_weights",
     "match_classes",
+    "name_classes",
     "plans",
     "trace",
 ]
@@ -64,6 +65,10 @@ def detach(model: TimmTransformer) -> None:
 def classifier(model: TimmTransformer) -> nn.Module:
     """The module that features enter and logits leave; an identity where the model has no head."""
     return model.get_classifier()
+
+
+def name_classes(model: TimmTransformer, classes: list[str]) -> None:
+    """Tell the model what the classes are called: nothing to a head of numbers."""
 
 
 def match_classes(model: TimmTransformer, classes: int) -> bool:

@@ -1,0 +1,98 @@
+"""What the text tower says of each class.
+
+K classes, T templates, P = K x T prompts, L tokens, C channels.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from open_clip.tokenizer import HFTokenizer
+from rich.console import Console
+from rich.progress import track
+from timm.data.imagenet_info import ImageNetInfo
+from torch import Tensor
+
+from mame_lab.errors import MameLabError
+from mame_lab.hub import in_one_line, no_retries_offline
+from mame_lab.models.open_clip import cache
+from mame_lab.models.settings import ModelSettings
+
+BATCH = 256  # prompts that are encoded at a time
+CONTEXT = 77  # tokens of a prompt, where a model does not say
+TEMPLATES = {
+    "imagenet": [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES],
+    "simple": [template("{}") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES],
+}
+# The classes of ImageNet-1k by their WordNet ids, which its folders have.
+WORDNET = dict(zip(ImageNetInfo().label_names(), open_clip.IMAGENET_CLASSNAMES, strict=True))
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+
+@dataclass
+class TextTower:
+    """Turns class names into text features, once: they are kept on disk.
+
+    Args:
+        clip: an open_clip model without its image tower.
+        tokenizer: gives the tokens (P, L) of prompts.
+        templates: texts with {} for the name of a class.
+        traits: what the features follow from besides the tensors of `clip` and the tokens.
+    """
+
+    clip: Any
+    tokenizer: Tokenizer
+    templates: list[str]
+    traits: str
+
+    def features(self, classes: list[str]) -> Tensor:
+        """One unit vector a class (K, C), the mean over the templates; WordNet ids have ImageNet's names."""
+        names = [WORDNET.get(name, name.replace("_", " ")) for name in classes]
+        tokens_PL = self.tokenizer([template.replace("{}", name) for name in names for template in self.templates])
+        key = cache.key(f"{self.traits} {len(names)} classes", self.clip.state_dict() | {"tokens": tokens_PL})
+        return cache.kept(key, lambda: self._encode(tokens_PL, len(names)))
+
+    @torch.no_grad()
+    def _encode(self, tokens_PL: Tensor, classes: int) -> Tensor:
+        device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
+        clip = self.clip.to(device).eval()
+        bar = {"description": "reading class names", "transient": True, "disable": not Console().is_terminal}
+        batches = [clip.encode_text(x.to(device), normalize=True).cpu() for x in track(tokens_PL.split(BATCH), **bar)]
+        return F.normalize(torch.cat(batches).unflatten(0, (classes, -1)).mean(1), dim=-1)
+
+
+def read_templates(chosen: Any) -> list[str]:
+    """The templates that `model.templates` names or lists."""
+    templates = TEMPLATES.get(chosen) if isinstance(chosen, str) else chosen
+    if not templates or not all("{}" in str(template) for template in templates):
+        raise MameLabError(
+            f"model.templates={chosen} is not known: choose {' or '.join(TEMPLATES)}, or list texts with {{}} for the "
+            f"name of the class, such as 'model.templates=[\"a photo of a {{}}.\"]'"
+        )
+    return [str(template) for template in templates]
+
+
+def read_tokenizer(settings: ModelSettings, name: str) -> Tokenizer:
+    """The tokenizer in a local folder, or that of an open_clip architecture: CLIP's is packaged, others are fetched."""
+    text = (open_clip.get_model_config(name) or {})["text_cfg"]
+    own, folder = text.get("hf_tokenizer_name"), settings.tokenizer
+    if folder is not None and not Path(folder).is_dir():
+        raise MameLabError(f"model.tokenizer={folder} is no folder: give one with a tokenizer.json")
+    try:
+        if folder is not None:
+            return HFTokenizer(folder, text.get("context_length", CONTEXT), **text.get("tokenizer_kwargs", {}))
+        with no_retries_offline() if own else nullcontext():
+            return open_clip.get_tokenizer(name)
+    except Exception as error:
+        if folder is not None:
+            raise MameLabError(f"model.tokenizer={folder} cannot be read: {in_one_line(error)}") from error
+        raise MameLabError(
+            f"the tokenizer {own} of model.name={settings.name} cannot be fetched ({in_one_line(error)}): give its "
+            f"folder with model.tokenizer=FOLDER, or judge by k-NN, without text, with model.num_classes=0"
+        ) from error
