@@ -26,6 +26,7 @@ class Preprocessing:
         interpolation: "bicubic", "bilinear", "lanczos" or "nearest".
         crop_pct: side of the central crop over the side of the resized image.
         crop_mode: "center" keeps the aspect ratio and cuts off the long side's ends, "squash" keeps all and distorts.
+        frames: of a clip, for a model that takes videos; None: it takes images.
     """
 
     size: tuple[int, int]
@@ -34,6 +35,7 @@ class Preprocessing:
     interpolation: str
     crop_pct: float
     crop_mode: str
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         for key, supported in SUPPORTED.items():

@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import copy
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import chain
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mame_lab.errors import UnsupportedModelError
+from mame_lab.errors import MameLabError, UnsupportedModelError
 from mame_lab.merging import Method, Ward
 
 if TYPE_CHECKING:
     from torch import nn
 
 # The libraries whose models can be merged; each has a module here, its family.
-FAMILIES = ("timm",)
+FAMILIES = ("timm", "transformers")
 
 
 def family(name: str) -> ModuleType:
-    """The module of a family, by the name that `model.family` has."""
-    return import_module(f"mame_lab.models.{name}")
+    """The module of a family, by the name that `model.family` has.
+
+    Raises:
+        MameLabError: there is no such family, or its library is not installed.
+    """
+    path = f"mame_lab.models.{name}"
+    if find_spec(path) is None:
+        raise MameLabError(f"model.family={name} is not known: choose from {', '.join(FAMILIES)}")
+    try:
+        return import_module(path)
+    except ModuleNotFoundError as error:
+        raise MameLabError(f"model.family={name} needs {error.name}: pip install 'mame_lab[{name}]'") from error
 
 
 def family_of(model: nn.Module) -> ModuleType:

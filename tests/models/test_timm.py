@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 import mame_lab
 from mame_lab.merging import ToMe, Ward
 from mame_lab.merging.state import MergeState
+from mame_lab.models import weights
 from mame_lab.models.settings import ModelSettings
-from mame_lab.models.timm import load, loading
+from mame_lab.models.timm import load
 from mame_lab.models.timm.vit import MergingBlock
 
 TINY = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 32, "patch_size": 8, "num_classes": 3}
@@ -166,8 +167,8 @@ def test_a_head_can_be_left_out(tmp_path):
     ],
 )
 def test_bad_settings_name_the_key(changes, named, monkeypatch):
-    monkeypatch.setattr(loading.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(loading.constants, "ENDPOINT", "http://localhost:9")
+    monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(weights.constants, "ENDPOINT", "http://localhost:9")
     with pytest.raises(mame_lab.MameLabError, match=named) as error:
         load(settings(**changes))
     assert "\n" not in str(error.value)

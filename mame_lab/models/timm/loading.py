@@ -1,14 +1,11 @@
 """How a timm model is made, and which weights it gets: a local file's, the published ones, or random."""
 
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import timm
-from huggingface_hub import constants, get_session
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
@@ -16,6 +13,7 @@ from mame_lab.errors import MameLabError
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.timm.forward import TimmTransformer
 from mame_lab.models.timm.support import architecture_of
+from mame_lab.models.weights import check_fit, in_one_line, no_retries_offline, read_weights
 
 
 def load(settings: ModelSettings) -> nn.Module:
@@ -41,43 +39,19 @@ def build(settings: ModelSettings, fetch: bool = False) -> nn.Module:
     options: dict[str, Any] = {"num_classes": settings.num_classes, "img_size": settings.img_size}
     options = {key: value for key, value in options.items() if value is not None} | settings.args
     try:
-        with _no_retries_offline() if fetch else nullcontext():
+        with no_retries_offline() if fetch else nullcontext():
             model = timm.create_model(settings.name, pretrained=fetch, **options)
     except Exception as error:
         if fetch and not isinstance(error, TypeError):
             raise MameLabError(
-                f"the pretrained weights of model.name={settings.name} cannot be fetched ({_in_one_line(error)}): "
+                f"the pretrained weights of model.name={settings.name} cannot be fetched ({in_one_line(error)}): "
                 f"give a local file with model.weights=FILE, or take random weights with model.pretrained=false"
             ) from error
-        raise MameLabError(f"model.name={settings.name} rejects {options}: {_in_one_line(error)}") from error
+        raise MameLabError(f"model.name={settings.name} rejects {options}: {in_one_line(error)}") from error
     architecture_of(model)
     if options.get("in_chans", 3) != 3 or not model.global_pool:
         raise MameLabError(f"model.name={settings.name} with {options} takes no RGB image or gives no feature of it")
     return model
-
-
-@contextmanager
-def _no_retries_offline() -> Iterator[None]:
-    """Where the hub does not answer, use its local cache at once instead of retrying for a minute."""
-    offline = constants.HF_HUB_OFFLINE
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = offline
-
-
-def read_weights(path: str) -> dict[str, Tensor]:
-    """The state dict in a safetensors file, or in a PyTorch file that holds nothing but tensors and plain values."""
-    if not Path(path).is_file():
-        raise MameLabError(f"model.weights={path} does not exist: give a .safetensors or .pth file")
-    try:
-        return timm.models.load_state_dict(path, weights_only=True)
-    except Exception as error:
-        raise MameLabError(f"model.weights={path} cannot be read: {_in_one_line(error)}") from error
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
@@ -98,11 +72,9 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str, head_o
         mismatch = model.load_state_dict(state, strict=False)
     except (RuntimeError, KeyError, ValueError) as error:
         raise MameLabError(
-            f"{origin} does not fit the model, choose the one it was made for: {_in_one_line(error)}"
+            f"{origin} does not fit the model, choose the one it was made for: {in_one_line(error)}"
         ) from error
-    for kind, keys in (("lacks", mismatch.missing_keys), ("has unknown", mismatch.unexpected_keys)):
-        if keys:
-            raise MameLabError(f"{origin} does not fit the model: it {kind} {len(keys)} tensors, {keys[0]} among them")
+    check_fit(origin, {"lacks": mismatch.missing_keys, "has unknown": mismatch.unexpected_keys})
 
 
 def data_config(model: TimmTransformer) -> dict[str, Any]:
@@ -112,8 +84,3 @@ def data_config(model: TimmTransformer) -> dict[str, Any]:
     config["size"] = tuple(size)
     del config["input_size"]
     return config
-
-
-def _in_one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__
