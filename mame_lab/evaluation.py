@@ -92,7 +92,6 @@ def evaluate(
 def _conditions(
     model: nn.Module, trainer: Trainer, config: Config, inference: speed.Timing, counted: Tensor, data: ImageData
 ) -> Conditions:
-    fused = any(getattr(module, "fused_attn", False) for module in model.modules())
     return gather_conditions(
         counted.device,
         trainer.precision,
@@ -104,7 +103,7 @@ def _conditions(
         model=config.model.name,
         dataset=config.dataset.name,
         merging=str(config.mame),
-        attention="scaled_dot_product_attention" if fused else "unfused",
+        attention="scaled_dot_product_attention" if family_of(model).fused_attention(model) else "unfused",
         compiled=config.compile,
         images_counted=len(counted),
         **data.splits.conditions,

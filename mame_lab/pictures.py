@@ -25,11 +25,15 @@ TITLE = 70  # characters in a line of a title
 
 
 def check(model: nn.Module, config: EvalConfig) -> None:
-    """Raise MameLabError where pictures are asked for and nothing merges."""
+    """Raise MameLabError where pictures are asked for and nothing merges, or no image is there to draw."""
     if config.visualize and not merges(model):
         raise MameLabError(
             f"visualize={config.visualize} shows what merging does, and mame={config.mame} does not merge: "
             f"choose a mame that merges, or visualize=0"
+        )
+    if config.visualize and family_of(model).data_config(model).get("frames"):
+        raise MameLabError(
+            f"visualize={config.visualize} draws images, and {config.model.name} takes videos: give visualize=0"
         )
 
 

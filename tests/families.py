@@ -1,9 +1,13 @@
-"""The model families that every contract is tested on: small members with all the traits of the real ones."""
+"""The model families that every contract is tested on: small members with all the traits of the real ones.
+
+What timm and transformers say differently, the helpers below say in one way. B batch, N tokens, C channels.
+"""
 
 import timm
 import torch
 from torch import nn
 
+from mame_lab.models import family_of
 from mame_lab.models.zero_shot import ZeroShotHead
 
 GRID = 8
@@ -25,19 +29,33 @@ TIMM = {
     "rope_mixed": ("vit_small_patch16_rope_mixed_224", LAYER_SCALE),
     "perception": ("vit_pe_core_tiny_patch16_384", LAYER_SCALE | {"qk_norm": True}),
 }
-FAMILIES = sorted(TIMM)
+# Of 4 tubelets of 4 x 4 patches; the classes are those of transformers, without "Config" and "For...".
+VIDEO = {"num_frames": 8, "tubelet_size": 2, "image_size": 32}
+TRANSFORMERS = {
+    "hf_vit": ("ViT", {"intermediate_size": 192}),
+    "hf_dinov2": ("Dinov2", {"layerscale_value": 0.5}),
+    "hf_registers": ("Dinov2WithRegisters", {"layerscale_value": 0.5}),
+    "videomae": ("VideoMAE", {"intermediate_size": 192} | VIDEO),
+}
+FAMILIES = [*sorted(TIMM), "hf_dinov2", "hf_vit", "videomae"]
 
 
 def build(family: str, **arguments) -> nn.Module:
     """A small random model in float64 and eval mode, with weights wide enough that every token matters."""
     torch.manual_seed(0)
-    name, traits = TIMM[family]
-    model = timm.create_model(name, **(SMALL | traits | arguments)).double().eval()
-    if family == "zero_shot":
-        model.head = zero_shot_head(model)
+    make = _build_transformers if family in TRANSFORMERS else _build_timm
+    model = make(family, **arguments).double().eval()
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def _build_timm(family: str, **arguments) -> nn.Module:
+    name, traits = TIMM[family]
+    model = timm.create_model(name, **(SMALL | traits | arguments))
+    if family == "zero_shot":
+        model.head = zero_shot_head(model)
     return model
 
 
@@ -46,6 +64,36 @@ def zero_shot_head(model: nn.Module) -> ZeroShotHead:
     head = ZeroShotHead(nn.Linear(model.num_features, 32), torch.tensor(5.0), torch.tensor(-2.0)).double()
     head.text_KC = nn.functional.normalize(torch.randn(model.num_classes, 32, dtype=torch.float64), dim=-1)
     return head
+
+
+def _build_transformers(family: str, **arguments) -> nn.Module:
+    import transformers
+
+    names = {
+        "embed_dim": "hidden_size",
+        "depth": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_classes": "num_labels",
+        "img_size": "image_size",
+        "proj_drop_rate": "hidden_dropout_prob",
+    }
+    name, traits = TRANSFORMERS[family]
+    sizes = {names.get(key, key): value for key, value in (SMALL | arguments).items()}
+    head = "ForVideoClassification" if family == "videomae" else "ForImageClassification"
+    config = getattr(transformers, f"{name}Config")(**(sizes | traits))
+    return getattr(transformers, f"{name}{head}")(config)
+
+
+def inputs(family: str, batch: int = 4, seed: int = 0) -> torch.Tensor:
+    """`images`, or videos of their patches, for a family that takes these."""
+    x = images(batch, seed)
+    return _video(x) if family == "videomae" else x
+
+
+def _video(x_B3HW: torch.Tensor) -> torch.Tensor:
+    """Videos (B, T, 3, H, W) of all patches of images, two frames of each patch."""
+    tubelets = x_B3HW.unflatten(3, (2, -1)).unflatten(2, (2, -1)).permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    return tubelets.repeat_interleave(2, 1)
 
 
 def images(batch: int = 4, seed: int = 0) -> torch.Tensor:
@@ -65,11 +113,15 @@ def copies(model: nn.Module, batch: int = 3) -> torch.Tensor:
     kind = torch.multinomial(odds, GRID * GRID, replacement=True, generator=generator)
     kind[:, 0:10:2] = torch.arange(5)
     x = kinds[kind].view(batch, GRID, GRID, 3, 8, 8)
-    return x.permute(0, 3, 1, 4, 2, 5).reshape(batch, 3, 8 * GRID, 8 * GRID)
+    x = x.permute(0, 3, 1, 4, 2, 5).reshape(batch, 3, 8 * GRID, 8 * GRID)
+    return _video(x) if hasattr(model, "videomae") else x
 
 
 def forget_positions(model: nn.Module) -> None:
     """No position embedding, and every patch turned by the same rotary embedding."""
+    if of_transformers(model):
+        model.base_model.embeddings.position_embeddings.data.zero_()
+        return
     if model.pos_embed is not None:
         nn.init.zeros_(model.pos_embed)
     rope = getattr(model, "rope", None)
@@ -80,3 +132,52 @@ def forget_positions(model: nn.Module) -> None:
 
 def _last_row(x_NC: torch.Tensor) -> torch.Tensor:
     return x_NC[..., -1:, :].expand_as(x_NC)
+
+
+def of_transformers(model: nn.Module) -> bool:
+    return family_of(model).__name__.endswith("transformers")
+
+
+def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    output = model(x)
+    return output.logits if of_transformers(model) else output
+
+
+def features(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """The full grid (B, N, C), prefix in front: after the final norm, and after each block."""
+    if of_transformers(model):
+        output = model.base_model(x, output_hidden_states=True)
+        return output.last_hidden_state, list(output.hidden_states[1:])
+    last, pairs = model.forward_intermediates(x, return_prefix_tokens=True, output_fmt="NLC")
+    return last, [torch.cat(pair[::-1], 1) if model.num_prefix_tokens else pair for pair in pairs]
+
+
+def logits_of_features(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What the library's own head makes of the full grid."""
+    if of_transformers(model):
+        plain = next(base for base in type(model).__mro__ if base.__module__.startswith("transformers."))
+        return plain.forward(model, x).logits
+    return model.forward_head(model.forward_features(x))
+
+
+def state(model: nn.Module, x: torch.Tensor):
+    """The MergeState after the last block."""
+    return (model.base_model if of_transformers(model) else model).encode(x)[1]
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    return [model.get_submodule(name) for name in family_of(model).block_names(model)]
+
+
+def norms(block: nn.Module) -> list[nn.Module]:
+    """The norms before attention and before the MLP."""
+    return [module for module in block.children() if isinstance(module, nn.LayerNorm)]
+
+
+def checkpointing(model: nn.Module, enable: bool) -> None:
+    if not of_transformers(model):
+        model.set_grad_checkpointing(enable)
+    elif enable:
+        model.activation_checkpointing_enable()
+    else:
+        model.activation_checkpointing_disable()

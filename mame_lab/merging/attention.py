@@ -21,6 +21,7 @@ class Attention(TorchFunctionMode):
         bias_M: what is added to the logits of each key, where the tokens of all samples lie in one sequence;
             attention then stays within each sample. None: attention is left as it is.
         lengths: the tokens of each sample of such a sequence.
+        mask_B11N: what is added to the logits of each key, for a model that gives its attention no mask.
 
     Attributes:
         keys: the keys (B, H, N, D) of the calls so far.
@@ -29,19 +30,23 @@ class Attention(TorchFunctionMode):
         MameLabError: (on leaving) no call came: the model computes attention in another way.
     """
 
-    def __init__(self, bias_M: Tensor | None = None, lengths: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, bias_M: Tensor | None = None, lengths: tuple[int, ...] = (), mask_B11N: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.bias_M = bias_M
         self.lengths = lengths
+        self.mask_B11N = mask_B11N
         self.keys: list[Tensor] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         self.keys.append(args[1])
-        if self.bias_M is None:
-            return func(*args, **(kwargs or {}))
-        return packed_attention(*args[:3], self.bias_M, self.lengths)
+        if self.bias_M is not None:
+            return packed_attention(*args[:3], self.bias_M, self.lengths)
+        return func(*args, **(kwargs if self.mask_B11N is None else kwargs | {"attn_mask": self.mask_B11N}))
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         super().__exit__(exc_type, exc_value, traceback)

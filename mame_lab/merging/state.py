@@ -101,11 +101,14 @@ class MergeState(NamedTuple):
         """The mask that a block's attention is given; packed samples are kept apart by `attention`."""
         return self.bias_B11N if self.packing is None else None
 
-    def attention(self, capture: bool) -> AbstractContextManager[Attention | None]:
-        """What a block attends in: it keeps packed samples apart and, if `capture`, gives the keys (else None)."""
+    def attention(self, capture: bool, mask_B11N: Tensor | None = None) -> AbstractContextManager[Attention | None]:
+        """What a block attends in: it keeps packed samples apart and, if `capture`, gives the keys (else None).
+
+        Its attention gets `mask_B11N` there, where the block itself takes no mask.
+        """
         if self.packing is not None:
             return Attention(self.packing.bias_M, self.packing.lengths)
-        return Attention() if capture else nullcontext()
+        return Attention(mask_B11N=mask_B11N) if capture or mask_B11N is not None else nullcontext()
 
     def unpack(self, x_BNC: Tensor) -> Tensor:
         """The tokens in the padded layout (B, N, C), whichever they have."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # The libraries whose models can be merged; each has a module here, its family.
-FAMILIES = ("timm", "diffusers", "open_clip")
+FAMILIES = ("timm", "transformers", "diffusers", "open_clip")
 
 
 def family(name: str) -> ModuleType:

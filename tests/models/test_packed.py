@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import DEPTH, FAMILIES, build, copies, images
+from families import DEPTH, FAMILIES, blocks, build, checkpointing, copies, features, images, inputs, logits, state
 from torch import nn
 
 import mame_lab
@@ -23,13 +23,9 @@ CASES = [
 
 @torch.no_grad()
 def outputs(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """All that a model gives: logits, features, and the tokens after some blocks."""
-    options = {"indices": [0, 2, DEPTH - 1], "return_prefix_tokens": True, "output_fmt": "NLC"}
-    features, intermediates = model.forward_intermediates(x, **options)
-    if model.num_prefix_tokens:
-        intermediates = [torch.cat([prefix, patches], 1) for patches, prefix in intermediates]
-    given = {"logits": model(x), "features": model.forward_features(x), "last": features}
-    return given | {f"block {index}": y for index, y in zip(options["indices"], intermediates, strict=True)}
+    """All that a model gives: logits, features, and the tokens after each block."""
+    last, by_block = features(model, x)
+    return {"logits": logits(model, x), "features": last} | {f"block {i}": y for i, y in enumerate(by_block)}
 
 
 def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -40,19 +36,19 @@ def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 @pytest.mark.parametrize(("family", "method", "settings", "prop_attn"), CASES)
 def test_packed_equals_padded(family, method, settings, prop_attn):
-    model, x = build(family), images(5)
+    model, x = build(family), inputs(family, 5)
     expected = outputs(mame_lab.apply(model, method(**settings, prop_attn=prop_attn)), x)
     mame_lab.apply(model, method(**settings, prop_attn=prop_attn, batch="packed"))
     assert_equal(outputs(model, x), expected, 1e-12)
     with torch.no_grad():
-        tokens_B, counts = model.encode(x)[1].valid_BN.sum(1), family_of(model).trace(model, x)
+        tokens_B, counts = state(model, x).valid_BN.sum(1), family_of(model).trace(model, x)
     assert tokens_B.unique().numel() > 2
     assert torch.equal(counts[-1], tokens_B)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_packed_equals_padded_in_float32(family):
-    model, x = build(family).float(), images(5).float()
+    model, x = build(family).float(), inputs(family, 5).float()
     expected = outputs(mame_lab.apply(model, tau=0.8), x)
     assert_equal(outputs(mame_lab.apply(model, tau=0.8, batch="packed"), x), expected, 1e-5)
 
@@ -67,10 +63,9 @@ def test_samples_that_keep_equally_many_need_no_packing(family, x):
 
 def tokens_in_mlps(model: nn.Module, x: torch.Tensor) -> list[int]:
     """The tokens of the whole batch, padding included, that enter the MLP of each block."""
-    seen = []
+    seen, mlps = [], [getattr(block, "mlp", None) or block.intermediate for block in blocks(model)]
     hooks = [
-        block.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0] * args[0].shape[1]))
-        for block in model.blocks
+        mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0] * args[0].shape[1])) for mlp in mlps
     ]
     model(x)
     for hook in hooks:
@@ -81,7 +76,7 @@ def tokens_in_mlps(model: nn.Module, x: torch.Tensor) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_no_padding_is_computed_but_in_training(family):
-    model, x = mame_lab.apply(build(family), tau=0.8, batch="packed"), images(5)
+    model, x = mame_lab.apply(build(family), tau=0.8, batch="packed"), inputs(family, 5)
     counts = family_of(model).trace(model, x)
     true, padded = [int(tokens_B.sum()) for tokens_B in counts], [5 * int(tokens_B.max()) for tokens_B in counts]
     assert tokens_in_mlps(model, x) == true
@@ -92,7 +87,7 @@ def test_no_padding_is_computed_but_in_training(family):
 
 def gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     model.zero_grad()
-    model(x).square().sum().backward()
+    logits(model, x).square().sum().backward()
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
@@ -100,8 +95,8 @@ def gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("mode", ["train", "eval", "checkpointing"])
 def test_gradients_are_those_of_padded_samples(family, mode):
     """Of the same computation while the model trains."""
-    model, x = build(family).train(mode == "train"), images()
-    model.set_grad_checkpointing(mode == "checkpointing")
+    model, x = build(family).train(mode == "train"), inputs(family)
+    checkpointing(model, mode == "checkpointing")
     expected = gradients(mame_lab.apply(model, MaMe(tau=0.8, blocks=DEPTH)), x)
     packed = gradients(mame_lab.apply(model, MaMe(tau=0.8, blocks=DEPTH, batch="packed")), x)
     assert len(packed) == len(expected) > 20

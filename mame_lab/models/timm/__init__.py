@@ -21,6 +21,7 @@ __all__ = [
     "classifier",
     "data_config",
     "detach",
+    "fused_attention",
     "grid",
     "load",
     "load_weights",
@@ -82,6 +83,11 @@ def match_classes(model: TimmTransformer, classes: int) -> bool:
 def block_names(model: TimmTransformer) -> list[str]:
     """The names of the blocks, in order."""
     return [f"blocks.{index}" for index in range(len(model.blocks))]
+
+
+def fused_attention(model: TimmTransformer) -> bool:
+    """Whether attention is PyTorch's scaled_dot_product_attention."""
+    return any(getattr(module, "fused_attn", False) for module in model.modules())
 
 
 def plans(model: TimmTransformer, x: Tensor) -> list[MergePlan | None]:

@@ -3,7 +3,6 @@
 import difflib
 from contextlib import nullcontext
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -15,6 +14,7 @@ from mame_lab.hub import in_one_line, no_retries_offline
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.timm.forward import TimmTransformer
 from mame_lab.models.timm.support import architecture_of
+from mame_lab.models.weights import check_fit, read_weights
 
 
 def load(settings: ModelSettings) -> nn.Module:
@@ -55,16 +55,6 @@ def build(settings: ModelSettings, fetch: bool = False) -> nn.Module:
     return model
 
 
-def read_weights(path: str) -> dict[str, Tensor]:
-    """The state dict in a safetensors file, or in a PyTorch file that holds nothing but tensors and plain values."""
-    if not Path(path).is_file():
-        raise MameLabError(f"model.weights={path} does not exist: give a .safetensors or .pth file")
-    try:
-        return timm.models.load_state_dict(path, weights_only=True)
-    except Exception as error:
-        raise MameLabError(f"model.weights={path} cannot be read: {in_one_line(error)}") from error
-
-
 def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
     """Load all tensors into the model, the position embedding resampled to its image size.
 
@@ -85,9 +75,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str, head_o
         raise MameLabError(
             f"{origin} does not fit the model, choose the one it was made for: {in_one_line(error)}"
         ) from error
-    for kind, keys in (("lacks", mismatch.missing_keys), ("has unknown", mismatch.unexpected_keys)):
-        if keys:
-            raise MameLabError(f"{origin} does not fit the model: it {kind} {len(keys)} tensors, {keys[0]} among them")
+    check_fit(origin, {"lacks": mismatch.missing_keys, "has unknown": mismatch.unexpected_keys})
 
 
 def data_config(model: TimmTransformer) -> dict[str, Any]:

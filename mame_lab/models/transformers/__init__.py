@@ -1,0 +1,110 @@
+"""Vision transformers of Hugging Face transformers: ViT, DINOv2, VideoMAE.
+
+B batch, D depth, T frames.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mame_lab.merging.method import Method
+from mame_lab.merging.plan import MergePlan
+from mame_lab.models.transformers.forward import MergingBackbone, layers_of, prefix_of
+from mame_lab.models.transformers.loading import build, data_config, load, load_weights, match_classes
+from mame_lab.models.transformers.support import architecture_of
+
+__all__ = [
+    "attach",
+    "block_names",
+    "build",
+    "classifier",
+    "data_config",
+    "detach",
+    "fused_attention",
+    "grid",
+    "load",
+    "load_weights",
+    "match_classes",
+    "name_classes",
+    "plans",
+    "trace",
+]
+
+
+def attach(model: Any, method: Method) -> None:
+    """Give the model its way through merging, replacing an earlier one; a method that is off leaves it plain.
+
+    Args:
+        model: a classifier or a backbone.
+
+    Raises:
+        UnsupportedModelError: the model is not exactly one of those that are known; it is left as it was.
+        MameLabError: the schedule does not fit the model; it is left as it was.
+    """
+    architecture = architecture_of(model)
+    method.check_sequences()
+    schedule = method.schedule_for(len(block_names(model)))
+    schedule.walk(model.base_model.embeddings.patch_embeddings.num_patches, warn=True)
+    detach(model)
+    if schedule.off:
+        return
+    _change(model, architecture.merging)
+    for part in (model, model.base_model):
+        vars(part).update(method=method, schedule=schedule)
+
+
+def detach(model: Any) -> None:
+    """Give back transformers' own classes, whose parameters never changed."""
+    if isinstance(model.base_model, MergingBackbone):
+        _change(model, architecture_of(model).plain)
+        for part in {model, model.base_model}:
+            del part.method, part.schedule
+
+
+def _change(model: Any, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
+    for module in model.modules():
+        module.__class__ = classes.get(type(module), type(module))
+
+
+def name_classes(model: Any, classes: list[str]) -> None:
+    """Tell the model what the classes are called: nothing to a head of numbers."""
+
+
+def classifier(model: Any) -> nn.Module:
+    """The module that features enter and logits leave; an identity where the model has no head."""
+    return model.classifier
+
+
+def block_names(model: Any) -> list[str]:
+    """The names of the layers, in order."""
+    layers = layers_of(model.base_model)
+    path = layers if model.base_model is model else f"{model.base_model_prefix}.{layers}"
+    return [f"{path}.{index}" for index in range(len(model.get_submodule(path)))]
+
+
+def fused_attention(model: Any) -> bool:
+    """Whether attention is PyTorch's scaled_dot_product_attention."""
+    return model.config._attn_implementation == "sdpa"
+
+
+def plans(model: Any, x: Tensor) -> list[MergePlan | None]:
+    """The merge step of each layer, None where it has none."""
+    backbone = model.base_model
+    return backbone.plans(x) if isinstance(backbone, MergingBackbone) else [None] * len(block_names(model))
+
+
+def grid(model: Any, x: Tensor) -> tuple[int, ...]:
+    """Rows and columns of the patch tokens of these images (B, 3, H, W); of videos (B, T, 3, H, W) time in front."""
+    embeddings = model.base_model.embeddings.patch_embeddings
+    height, width = (side // patch for side, patch in zip(x.shape[-2:], embeddings.patch_size, strict=True))
+    return (height, width) if x.ndim == 4 else (x.shape[1] // embeddings.tubelet_size, height, width)
+
+
+def trace(model: Any, x: Tensor) -> list[Tensor]:
+    """Tokens of every sample after each layer, prefix counted, padding not: D integer tensors of shape (B,)."""
+    counts = [torch.full((len(x),), math.prod(grid(model, x)) + prefix_of(model.base_model))]
+    for plan in plans(model, x):
+        counts.append(counts[-1] if plan is None else plan.tokens())
+    return counts[1:]

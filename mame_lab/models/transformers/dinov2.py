@@ -1,0 +1,90 @@
+"""transformers' DINOv2, with and without registers.
+
+B batch, N tokens, K tokens that remain after merging, C channels.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.dinov2.modeling_dinov2 import (
+    Dinov2Attention,
+    Dinov2ForImageClassification,
+    Dinov2Layer,
+    Dinov2Model,
+)
+from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers import (
+    Dinov2WithRegistersAttention,
+    Dinov2WithRegistersForImageClassification,
+    Dinov2WithRegistersLayer,
+    Dinov2WithRegistersModel,
+)
+
+from mame_lab.merging.method import Method
+from mame_lab.merging.state import MergeState
+from mame_lab.models.transformers.forward import Architecture, MergingBackbone, MergingClassifier, refuse
+
+
+class _Layer(nn.Module):
+    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None) -> tuple[Tensor, MergeState]:
+        input_BNC = self.norm1(x_BNC)
+        with state.attention(method.needs_keys) as attention:
+            y_BNC, _ = self.attention(input_BNC, state.mask_B11N)
+        x_BNC = x_BNC + self.drop_path(self.layer_scale1(y_BNC))
+        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, leave)
+        return x_BKC + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x_BKC)))), state
+
+
+class _Backbone(MergingBackbone):
+    def embed(self, pixel_values: Tensor, **options: Any) -> Tensor:
+        refuse(options)
+        return self.embeddings(pixel_values)
+
+    def output(self, x_BNC: Tensor, **others: Any) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(x_BNC, x_BNC[:, 0], **others)
+
+
+class _Classifier(MergingClassifier):
+    def pool(self, x_BKC: Tensor, state: MergeState) -> Tensor:
+        return torch.cat([x_BKC[:, 0], state.mean(x_BKC, state.prefix)], 1)
+
+
+class MergingDinov2Layer(_Layer, Dinov2Layer):
+    """transformers' Dinov2Layer with one merge step between attention and MLP."""
+
+
+class MergingDinov2Model(_Backbone, Dinov2Model):
+    """transformers' Dinov2Model with merging; parameters and their names are the same."""
+
+
+class MergingDinov2ForImageClassification(_Classifier, Dinov2ForImageClassification):
+    """transformers' Dinov2ForImageClassification with merging: class token and mean of the patches are classified."""
+
+
+class MergingDinov2WithRegistersLayer(_Layer, Dinov2WithRegistersLayer):
+    """transformers' Dinov2WithRegistersLayer with one merge step between attention and MLP."""
+
+
+class MergingDinov2WithRegistersModel(_Backbone, Dinov2WithRegistersModel):
+    """transformers' Dinov2WithRegistersModel with merging; parameters and their names are the same."""
+
+
+class MergingDinov2WithRegistersForImageClassification(_Classifier, Dinov2WithRegistersForImageClassification):
+    """transformers' Dinov2WithRegistersForImageClassification with merging, which leaves the registers out."""
+
+
+DINOV2 = Architecture(
+    classifier=(Dinov2ForImageClassification, MergingDinov2ForImageClassification),
+    backbone=(Dinov2Model, MergingDinov2Model),
+    layer=(Dinov2Layer, MergingDinov2Layer),
+    attentions=(Dinov2Attention,),
+    width=2,
+)
+DINOV2_WITH_REGISTERS = Architecture(
+    classifier=(Dinov2WithRegistersForImageClassification, MergingDinov2WithRegistersForImageClassification),
+    backbone=(Dinov2WithRegistersModel, MergingDinov2WithRegistersModel),
+    layer=(Dinov2WithRegistersLayer, MergingDinov2WithRegistersLayer),
+    attentions=(Dinov2WithRegistersAttention,),
+    width=2,
+)

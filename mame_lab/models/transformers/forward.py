@@ -1,0 +1,167 @@
+"""What merging makes of a transformers model's forward pass, whichever its layers are.
+
+B batch, N tokens, K tokens that remain after merging, C channels.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.utils.generic import ModelOutput, can_return_tuple
+
+from mame_lab.errors import MameLabError, UnsupportedModelError
+from mame_lab.merging.method import Method
+from mame_lab.merging.plan import MergePlan
+from mame_lab.merging.schedule import Schedule
+from mame_lab.merging.state import MergeState
+
+Class = type[Any]
+Encoded = tuple[Tensor, MergeState, tuple[Tensor, ...] | None]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The classes of a transformers model.
+
+    Attributes:
+        classifier, backbone, layer: each with the class that takes its place while it merges.
+        attentions: what computes attention in a layer.
+        width: of what enters the head, in hidden sizes.
+    """
+
+    classifier: tuple[Class, Class]
+    backbone: tuple[Class, Class]
+    layer: tuple[Class, Class]
+    attentions: tuple[Class, ...]
+    width: int = 1
+
+    @property
+    def merging(self) -> dict[Class, Class]:
+        """The class that takes the place of each of transformers'."""
+        return dict((self.classifier, self.backbone, self.layer))
+
+    @property
+    def plain(self) -> dict[Class, Class]:
+        """The way back."""
+        return {merging: plain for plain, merging in self.merging.items()}
+
+
+class MergingBackbone(nn.Module):
+    """Merging as a way through the layers of a transformers model: the first base of a class, before the model.
+
+    Its layers are called with (x_BNC, state, method, leave) and return the tokens and the state. `forward` gives
+    transformers' shapes: the tokens, hidden states too, are restored (MaRe) to the full sequence.
+    """
+
+    config: PreTrainedConfig
+    method: Method
+    schedule: Schedule
+
+    @abstractmethod
+    def embed(self, pixel_values: Tensor, **options: Any) -> Tensor:
+        """The tokens that enter the first layer."""
+
+    @abstractmethod
+    def output(self, x_BNC: Tensor, **others: Any) -> ModelOutput:
+        """What the model returns for its tokens after the final norm."""
+
+    @can_return_tuple
+    def forward(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
+        x_BKC, state, hidden_states = self.encode(pixel_values, record=True, **options)
+        return self.output(state.restore(x_BKC), hidden_states=hidden_states)
+
+    def encode(
+        self, pixel_values: Tensor, record: bool = False, output_hidden_states: bool | None = None, **options: Any
+    ) -> Encoded:
+        """The merged tokens (B, K, C) after the final norm, the state that came with them, and the hidden states.
+
+        Args:
+            pixel_values: images (B, 3, H, W) or videos (B, T, 3, H, W).
+            record: keep the plans in the state, so that `state.restore` brings the tokens back to the full sequence.
+            output_hidden_states: also the tokens before the first layer and after each, restored. None: as the model's
+                configuration says.
+            options: what else transformers' forward takes; most has no meaning for merged tokens (MameLabError).
+        """
+        hidden = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        hidden_states = []
+        for x_BNC, state in self._run(pixel_values, record or hidden, options):
+            if hidden:
+                hidden_states.append(state.restore(state.unpack(x_BNC)))
+        return state.unpack(self._norm(x_BNC)), state, tuple(hidden_states) if hidden else None
+
+    def plans(self, pixel_values: Tensor) -> list[MergePlan | None]:
+        """The merge step of each layer, None where it has none."""
+        steps = [state.plans for _, state in self._run(pixel_values, True, {})]
+        return [after[-1] if len(after) > len(before) else None for before, after in pairwise(steps)]
+
+    def _run(self, pixel_values: Tensor, record: bool, options: dict[str, Any]) -> Iterator[tuple[Tensor, MergeState]]:
+        """The tokens and the state before the first layer and after each."""
+        check_attention(self)
+        x_BNC = self.embed(pixel_values, **options)
+        state = MergeState(prefix_of(self), record, self.method.packed and not self.training)
+        yield x_BNC, state
+        for index, layer in enumerate(self.get_submodule(layers_of(self)).children()):
+            leave = self.schedule.leaving(index, x_BNC.shape[1] - state.prefix)
+            x_BNC, state = layer(x_BNC, state, self.method, leave)
+            yield x_BNC, state
+
+    def _norm(self, x_BNC: Tensor) -> Tensor:
+        return x_BNC if self.layernorm is None else self.layernorm(x_BNC)
+
+
+class MergingClassifier(nn.Module):
+    """A classifier on a merging backbone: the logits come from the merged tokens."""
+
+    method: Method
+    schedule: Schedule
+
+    @abstractmethod
+    def pool(self, x_BKC: Tensor, state: MergeState) -> Tensor:
+        """What enters the head, from the tokens after the final norm."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
+    ) -> ImageClassifierOutput:
+        x_BKC, state, hidden_states = self.base_model.encode(pixel_values, **options)
+        logits_BK = self.classifier(self.pool(x_BKC, state))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels, logits_BK, self.config, num_items_in_batch=num_items_in_batch)
+        return ImageClassifierOutput(loss=loss, logits=logits_BK, hidden_states=hidden_states)
+
+
+def layers_of(backbone: Any) -> str:
+    """The name of the list of its layers."""
+    return "layers" if hasattr(backbone, "layers") else "encoder.layer"
+
+
+def prefix_of(backbone: Any) -> int:
+    """Tokens at the front that never merge: class and registers."""
+    return int(hasattr(backbone.embeddings, "cls_token")) + getattr(backbone.config, "num_register_tokens", 0)
+
+
+def refuse(options: dict[str, Any]) -> None:
+    """Raise MameLabError for the first option of transformers' forward that is set."""
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise MameLabError(f"{name} has no meaning while tokens merge: call mame_lab.remove first")
+
+
+def check_attention(model: Any) -> None:
+    """Raise UnsupportedModelError where attention is not PyTorch's, which takes sizes and keys."""
+    implementation = model.config._attn_implementation
+    if implementation != "sdpa":
+        raise UnsupportedModelError(
+            f"mame_lab merges tokens in transformers' models with attention sdpa, and here it is {implementation}: "
+            f"call model.set_attn_implementation('sdpa')"
+        )

@@ -1,0 +1,197 @@
+"""How a transformers classifier is made, and which weights it gets: a folder's, a file's, the hub's, or random."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+from transformers.utils.generic import ModelOutput
+
+from mame_lab.errors import MameLabError
+from mame_lab.hub import in_one_line, no_retries_offline
+from mame_lab.models.settings import ModelSettings
+from mame_lab.models.transformers.preprocessing import preprocessing_of
+from mame_lab.models.transformers.support import ARCHITECTURES, SUPPORTED, architecture_of
+from mame_lab.models.weights import check_fit, read_weights
+
+# The model types whose position embedding is resampled to the size of the images in every forward pass.
+ANY_SIZE = ("dinov2", "dinov2_with_registers")
+
+
+def load(settings: ModelSettings) -> PreTrainedModel:
+    """The classifier that the settings describe, with its weights. Called with a tensor, it gives logits as a tensor.
+
+    Weights without a head make a backbone. Where there is a config.json, `model.args` come on top of what it says;
+    elsewhere they are all, `model_type` among them.
+
+    Raises:
+        MameLabError: weights that cannot be fetched or read, or that are of another model.
+    """
+    source = _source(settings)
+    if source is None and settings.weights is None:
+        return build(settings)
+    state = None if source else read_weights(str(settings.weights))
+    origin = f"model.weights={settings.weights}" if settings.weights else f"model.name={settings.name}"
+    try:
+        with _fetching(source):
+            config = _config(settings, source)
+            loaded: Any = _class_of(config).from_pretrained(
+                source,
+                config=config,
+                state_dict=state,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except MameLabError:
+        raise
+    except Exception as error:
+        raise MameLabError(
+            f"the weights of {origin} cannot be read or fetched ({in_one_line(error)}): give a local folder or file "
+            f"with model.weights=FOLDER, or take random weights with model.pretrained=false"
+        ) from error
+    if settings.img_size not in (None, config.image_size) and config.model_type not in ANY_SIZE:
+        raise MameLabError(
+            f"model.img_size={settings.img_size} does not fit {origin}, whose position embedding is for "
+            f"{config.image_size} px: leave it out"
+        )
+    model, found = loaded
+    if settings.num_classes is None and "classifier.weight" in found["missing_keys"]:
+        _give_head(model, 0)
+    unused = ("pooler.",) if model.num_labels else ("pooler.", "classifier.")
+    misfits = {
+        "has other shapes in": [name for name, *_ in found["mismatched_keys"]],
+        "lacks": [key for key in found["missing_keys"] if model.num_labels or not key.startswith("classifier.")],
+        "has unknown": [key for key in found["unexpected_keys"] if not key.startswith(unused)],
+    }
+    check_fit(origin, {kind: sorted(keys) for kind, keys in misfits.items()})
+    return _finished(model, settings)
+
+
+def build(settings: ModelSettings) -> PreTrainedModel:
+    """The classifier that the settings describe, with random weights."""
+    source = _source(settings)
+    try:
+        with _fetching(source):
+            config = _config(settings, source)
+    except OSError:
+        config = _config(settings, None)
+    if settings.img_size is not None and config.model_type not in ANY_SIZE:
+        config.image_size = settings.img_size
+    try:
+        model = _class_of(config)(config)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise MameLabError(f"model.name={settings.name} rejects {settings.args}: {in_one_line(error)}") from error
+    return _finished(model, settings)
+
+
+def load_weights(model: PreTrainedModel, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
+    """Load all tensors into the model.
+
+    Args:
+        model: its architecture must be that of the weights.
+        state: the tensors by name, as the model names them.
+        origin: the key and value of the configuration that the tensors come from, for error messages.
+        head_of_file: give the model a head with the classes of the file (none where it has none) instead of its own.
+    """
+    if head_of_file:
+        _give_head(model, len(state["classifier.weight"]) if "classifier.weight" in state else 0)
+    elif model.num_labels == 0:
+        state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+    try:
+        mismatch = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise MameLabError(
+            f"{origin} does not fit the model, choose the one it was made for: {in_one_line(error)}"
+        ) from error
+    check_fit(origin, {"lacks": mismatch.missing_keys, "has unknown": mismatch.unexpected_keys})
+
+
+def match_classes(model: PreTrainedModel, classes: int) -> bool:
+    """Give the model a fresh head where it has not the classes of the data. Returns whether it did."""
+    fits = model.num_labels == classes
+    if not fits:
+        _give_head(model, classes)
+    return not fits
+
+
+def data_config(model: Any) -> dict[str, Any]:
+    """What the model expects of its images: size (H, W), mean, std, interpolation, crop_pct, crop_mode; of videos also
+    the number of frames."""
+    return dict(model.preprocessing)
+
+
+def _source(settings: ModelSettings) -> str | None:
+    """The folder, or the repository of the hub, that holds configuration and weights."""
+    if settings.weights is not None:
+        return settings.weights if Path(settings.weights).is_dir() else None
+    return settings.name if settings.pretrained else None
+
+
+def _config(settings: ModelSettings, source: str | None) -> PreTrainedConfig:
+    """That of config.json with `model.args` on top, though its classes remain; without a source, these alone."""
+    args = settings.args
+    if source is None and "model_type" not in args:
+        raise MameLabError(
+            f"model.name={settings.name} has no config.json here: give model.weights=FOLDER, or in model.args what it "
+            f"says, model_type among it"
+        )
+    asked: dict[str, Any] = {} if settings.num_classes is None else {"num_labels": settings.num_classes}
+    on_top = {key: value for key, value in args.items() if key not in ("model_type", "num_labels")} | asked
+    try:
+        if source is None:
+            config = AutoConfig.for_model(**args | asked)
+        else:
+            config = AutoConfig.from_pretrained(source, **on_top)
+    except (ValueError, TypeError) as error:
+        raise MameLabError(f"model.name={settings.name} rejects {args}: {in_one_line(error)}") from error
+    unknown = [key for key in args if not hasattr(type(config)(), key)]
+    if unknown:
+        raise MameLabError(f"model.args.{unknown[0]} is not known to transformers' {type(config).__name__}")
+    return config
+
+
+def _class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    for architecture in ARCHITECTURES:
+        if type(config) is architecture.classifier[0].config_class:
+            return architecture.classifier[0]
+    raise MameLabError(f"model.args.model_type={config.model_type} is not supported: choose from {SUPPORTED}")
+
+
+def _give_head(model: Any, classes: int) -> None:
+    width = architecture_of(model).width * model.config.hidden_size
+    model.classifier = nn.Linear(width, classes) if classes else nn.Identity()
+    model.classifier.to(model.device, model.dtype)
+    model._init_weights(model.classifier)
+    model.num_labels = model.config.num_labels = classes
+
+
+def _finished(model: Any, settings: ModelSettings) -> PreTrainedModel:
+    architecture_of(model)
+    with _fetching(_source(settings)):
+        model.preprocessing = preprocessing_of(model.config, _source(settings), settings.img_size)
+    model.register_forward_hook(_logits)
+    return model
+
+
+def _logits(model: PreTrainedModel, inputs: tuple, output: ModelOutput) -> Tensor:
+    return output.logits
+
+
+@contextmanager
+def _fetching(source: str | None) -> Iterator[None]:
+    """No retries where the hub does not answer, and no reports: what does not fit is an error here."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with nullcontext() if source is None or Path(source).is_dir() else no_retries_offline():
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

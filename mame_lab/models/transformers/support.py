@@ -1,0 +1,48 @@
+"""Which transformers models can be merged: those whose forward pass is known, by the exact types of their parts."""
+
+from typing import Any
+
+from torch import nn
+
+from mame_lab.errors import UnsupportedModelError
+from mame_lab.models.transformers.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
+from mame_lab.models.transformers.forward import Architecture, check_attention, layers_of
+from mame_lab.models.transformers.videomae import VIDEOMAE
+from mame_lab.models.transformers.vit import VIT
+
+ARCHITECTURES = (VIT, DINOV2, DINOV2_WITH_REGISTERS, VIDEOMAE)
+SUPPORTED = "transformers' " + ", ".join(
+    plain.__name__ for architecture in ARCHITECTURES for plain in (architecture.classifier[0], architecture.backbone[0])
+)
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """The classes of the model; UnsupportedModelError for every one that would be merged wrongly or not at all."""
+    for architecture in ARCHITECTURES:
+        if type(model) in (*architecture.classifier, *architecture.backbone):
+            _check(model, architecture)
+            return architecture
+    raise _unsupported(model, "it has a forward pass of its own")
+
+
+def _check(model: Any, architecture: Architecture) -> None:
+    backbone = model.base_model
+    if type(backbone) not in architecture.backbone:
+        raise _unsupported(model, f"it has a backbone of class {_name(backbone)}")
+    for layer in backbone.get_submodule(layers_of(backbone)):
+        if type(layer) not in architecture.layer:
+            raise _unsupported(model, f"it has layers of class {_name(layer)}")
+        for part in (layer.attention, getattr(layer.attention, "attention", layer.attention)):
+            if type(part) not in architecture.attentions:
+                raise _unsupported(model, f"it has attention of class {_name(part)}")
+    if getattr(model, "fc_norm", backbone) is None:
+        raise _unsupported(model, "it classifies its first patch (use_mean_pooling=false)")
+    check_attention(model)
+
+
+def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"mame_lab cannot merge tokens in {_name(model)}: {reason}. Supported: {SUPPORTED}")
+
+
+def _name(module: object) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
