@@ -61,6 +61,8 @@ class Method(ABC):
     restores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.grid, dict):  # As a file of settings has it.
+            self.grid = Grid(**self.grid)
         for amount in self.r if isinstance(self.r, list) else [self.r]:
             whole, fraction = _is_int(amount) and amount >= 0, isinstance(amount, float) and 0 < amount < 1
             if self.r is not None and not whole and not fraction:

@@ -75,7 +75,6 @@ def _read(source: str, said: str, local: bool) -> DiffusionPipeline:
         raise MameLabError(f"{said} holds no pipeline: give a folder that diffusers' save_pretrained wrote")
     try:
         with no_retries_offline():
-            return AutoPipelineForText2Image.from_pretrained(source, local_files_only=local, torch_dtype=torch.float32)
     except Exception as error:
         raise MameLabError(
             f"{said} cannot be loaded ({in_one_line(error)}): give a local pipeline with model.weights=FOLDER, or take "
