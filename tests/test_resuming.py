@@ -74,15 +74,15 @@ def whole(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("when", "at", "goes_on_after"), [("between", 9, 8), ("saving", 5, 5)])
-def test_killed_and_resumed_is_as_never_killed(whole, entry_point, tmp_path, capsys, when, at, goes_on_after):
+@pytest.mark.parametrize(("when", "at", "goes_on_after", "workers"), [("between", 9, 8, 1), ("saving", 5, 5, 0)])
+def test_killed_and_resumed_is_as_never_killed(whole, entry_point, tmp_path, capsys, when, at, goes_on_after, workers):
     command = [sys.executable, "-c", KILLED, when, str(at), str(ROOT / "train.py"), *RUN, f"hydra.run.dir={tmp_path}"]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     assert not (tmp_path / "result.json").exists()
     assert (tmp_path / "checkpoints/last.ckpt.part").exists() == (when == "saving")
     assert last(tmp_path)["global_step"] == goes_on_after
 
-    entry_point("train", tmp_path, *RUN, "resume=auto")
+    entry_point("train", tmp_path, *RUN, "resume=auto", f"dataset.num_workers={workers}")
     assert f"after {goes_on_after} updates" in " ".join(capsys.readouterr().out.split())
     for name, tensor in last(whole)["state_dict"].items():
         assert torch.equal(tensor, last(tmp_path)["state_dict"][name]), name

@@ -6,7 +6,7 @@ B images in a batch, T frames, C channels, H x W pixels; x is float32, y is int6
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -46,6 +46,13 @@ class AugmentedImages(TransformedImages):
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seed)
             return super().__getitem__(index)
+
+
+class LateLoader(DataLoader):
+    """Begins when its first batch is asked for: Lightning wants an iterator before it restores where a run was."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from super().__iter__()
 
 
 class ImageData(LightningDataModule):
@@ -123,7 +130,7 @@ class ImageData(LightningDataModule):
     def _loader(self, images: TransformedImages, batches: Sampler, **options: Any) -> DataLoader:
         workers = self.dataset.num_workers
         workers = min(usable_cpus(), 8) if workers is None else workers
-        return DataLoader(
+        return LateLoader(
             images,
             batch_sampler=batches,
             num_workers=workers,

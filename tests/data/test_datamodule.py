@@ -82,13 +82,20 @@ def test_training_order_follows_the_seed_of_the_run():
     assert sorted(epoch(1)) == list(range(50))
 
 
-def test_the_order_goes_on_with_the_trainer():
+def trainer_after(epoch, done):
+    current = SimpleNamespace(current=SimpleNamespace(processed=done))
+    loops = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=current))
+    return SimpleNamespace(current_epoch=epoch, fit_loop=loops)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_order_goes_on_with_the_trainer(workers):
     def rest(epoch, done):
-        data = ImageData(Counted(size=50, batch_size=10), PREPROCESSING)
-        current = SimpleNamespace(current=SimpleNamespace(processed=done))
-        loops = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=current))
-        data.trainer = SimpleNamespace(current_epoch=epoch, fit_loop=loops)
-        return labels(data.train_dataloader())
+        data = ImageData(Counted(size=50, batch_size=10, num_workers=workers), PREPROCESSING)
+        data.trainer = trainer_after(0, 0)
+        batches = iter(data.train_dataloader())
+        data.trainer = trainer_after(epoch, done)  # Lightning restores it only now.
+        return labels(batches)
 
     assert rest(0, 0) != rest(1, 0)
     assert rest(1, 2) == rest(1, 0)[20:]
@@ -161,9 +168,7 @@ def test_videos_go_on_after_any_batch_with_the_same_clips(workers):
 
     def rest(epoch, done, seed=0):
         data = ImageData(dataset, CLIPS, seed)
-        current = SimpleNamespace(current=SimpleNamespace(processed=done))
-        loops = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=current))
-        data.trainer = SimpleNamespace(current_epoch=epoch, fit_loop=loops)
+        data.trainer = trainer_after(epoch, done)
         return torch.cat([x_BTCHW for x_BTCHW, _ in data.train_dataloader()])
 
     torch.manual_seed(workers)
