@@ -44,7 +44,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch):
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    """The hub does not answer; asking it again and again would take 47 seconds."""
     monkeypatch.setattr(hub.constants, "ENDPOINT", "http://localhost:9")
 
 
@@ -147,7 +147,7 @@ def test_a_tokenizer_that_reads_otherwise_has_text_features_of_its_own(cache, to
     other = tmp_path / "tokenizer"
     other.mkdir()
     for file in tokenizer.iterdir():
-        (other / file.name).write_text(file.read_text().replace('"a": 2', '"a": 40'))
+        (other / file.name).write_text(file.read_text().replace('"a": 4', '"a": 44'))
     zero_shot(tokenizer=str(other))
     assert len(list(cache.iterdir())) == 2
 
@@ -243,12 +243,14 @@ def test_the_image_tower_must_be_timms(offline):
         ),
     ],
 )
+@pytest.mark.timeout(30)
 def test_bad_settings_name_the_key(changes, named, offline):
     with pytest.raises(mame_lab.MameLabError, match=named) as error:
         family("open_clip").load(settings(**changes))
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.timeout(30)
 def test_a_missing_tokenizer_is_named(offline, monkeypatch):
     """With SigLIP2's own name and a small stand-in for its towers: their random weights would take long."""
     create = open_clip.create_model
