@@ -28,7 +28,7 @@ MODELS = {"tiny-siglip": SIGLIP, "tiny-clip": CLIP, "tiny-perception": PERCEPTIO
 
 def register(folder: Path) -> Path:
     """Make the models known to open_clip. Returns the folder of the tokenizer that tiny-siglip names as its own."""
-    letters = ["<pad>", "<unk>", *"abcdefghijklmnopqrstuvwxyz0123456789"]
+    letters = ["<pad>", "<unk>", *" _abcdefghijklmnopqrstuvwxyz0123456789"]
     made = Tokenizer(models.WordLevel({letter: number for number, letter in enumerate(letters)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", unk_token="<unk>")

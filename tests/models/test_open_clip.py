@@ -44,7 +44,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch):
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    """The hub does not answer; asking it again and again would take 47 seconds."""
     monkeypatch.setattr(hub.constants, "ENDPOINT", "http://localhost:9")
 
 
@@ -147,7 +147,7 @@ def test_a_tokenizer_that_reads_otherwise_has_text_features_of_its_own(cache, to
     other = tmp_path / "tokenizer"
     other.mkdir()
     for file in tokenizer.iterdir():
-        (other / file.name).write_text(file.read_text().replace('"a": 2', '"a": 40'))
+        (other / file.name).write_text(file.read_text().replace('"a": 4', '"a": 44'))
     zero_shot(tokenizer=str(other))
     assert len(list(cache.iterdir())) == 2
 
@@ -230,29 +230,36 @@ def test_the_image_tower_must_be_timms(offline):
         ({"name": "ViT-B-16-SigLIP3"}, "is not an open_clip model; near matches: .*ViT-B-16-SigLIP2"),
         ({"pretrained": True}, "model.name=tiny-siglip has no published weights: .*model.pretrained=false"),
         ({"weights": "no/such"}, "model.weights=no/such does not exist"),
-        ({"weights": __file__}, r"model.weights=.* is not loaded into model.name=tiny-siglip"),
+        ({"weights": __file__}, r"model.weights=.* does not fit model.name=tiny-siglip"),
         ({"num_classes": 7}, "model.num_classes=7 does not go with"),
         ({"args": {"depth": 2}}, "model.name=tiny-siglip rejects .*depth"),
         ({"templates": "clip"}, "model.templates=clip is not known: choose imagenet or simple"),
         ({"templates": ["a photo"]}, "model.templates="),
         ({"templates": []}, "model.templates="),
-        ({"tokenizer": "no/such"}, "model.tokenizer=no/such is no folder"),
-        ({"tokenizer": str(ROOT / "conf")}, "model.tokenizer=.*conf cannot be read"),
+        ({"tokenizer": "no/such"}, "the tokenizer model.tokenizer=no/such cannot be loaded"),
+        (
+            {"tokenizer": str(ROOT / "conf")},
+            "the tokenizer model.tokenizer=.*conf cannot be loaded .*model.tokenizer=FOLDER",
+        ),
     ],
 )
+@pytest.mark.timeout(30)
 def test_bad_settings_name_the_key(changes, named, offline):
     with pytest.raises(mame_lab.MameLabError, match=named) as error:
         family("open_clip").load(settings(**changes))
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.timeout(30)
 def test_a_missing_tokenizer_is_named(offline, monkeypatch):
     """With SigLIP2's own name and a small stand-in for its towers: their random weights would take long."""
     create = open_clip.create_model
     monkeypatch.setattr(
         open_clip, "create_model", lambda name, *args, **options: create("tiny-siglip", *args, **options)
     )
-    named = "the tokenizer timm/ViT-B-16-SigLIP2-512 of .* fetched .*model.tokenizer=FOLDER.*model.num_classes=0"
+    named = (
+        "the tokenizer timm/ViT-B-16-SigLIP2-512 of .* cannot be loaded .*model.tokenizer=FOLDER.*model.num_classes=0"
+    )
     with pytest.raises(mame_lab.MameLabError, match=named) as error:
         family("open_clip").load(settings(SIGLIP2))
     assert "\n" not in str(error.value)
@@ -261,7 +268,7 @@ def test_a_missing_tokenizer_is_named(offline, monkeypatch):
 
 def test_a_file_of_another_model_is_named(tmp_path):
     save_file(timm.build(ModelSettings(name="test_vit")).state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(mame_lab.MameLabError, match="give open_clip's file of both towers"):
+    with pytest.raises(mame_lab.MameLabError, match="takes open_clip's file of both towers"):
         family("open_clip").load(settings(weights=str(tmp_path / "w.safetensors")))
 
 
@@ -295,7 +302,7 @@ def test_zero_shot_then_the_last_layer_then_the_checkpoint(entry_point, tmp_path
         state["model.head.text_KC"], zero_shot(templates=["a photo of a {}.", "the digit {}"]).head.text_KC
     )
 
-    monkeypatch.setattr(loading, "read_tokenizer", never)  # Nor is a tokenizer needed.
+    monkeypatch.setattr(loading, "tokenizer_of", never)  # Nor is a tokenizer needed.
     machine = [override for override in RUN if override.split(".")[0] in ("trainer", "speed")]
     best = f"ckpt={tmp_path / 'run/checkpoints/best.ckpt'}"
     entry_point("eval", tmp_path / "same", *machine, best)

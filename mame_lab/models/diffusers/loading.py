@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
@@ -75,6 +74,7 @@ def _read(source: str, said: str, local: bool) -> DiffusionPipeline:
         raise MameLabError(f"{said} holds no pipeline: give a folder that diffusers' save_pretrained wrote")
     try:
         with no_retries_offline():
+            return AutoPipelineForText2Image.from_pretrained(source, local_files_only=local)
     except Exception as error:
         raise MameLabError(
             f"{said} cannot be loaded ({in_one_line(error)}): give a local pipeline with model.weights=FOLDER, or take "

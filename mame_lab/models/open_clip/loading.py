@@ -1,10 +1,5 @@
-"""How open_clip's image towers are made, and which weights they get: a local file's, the published ones, or random."""
+"""How open_clip's image towers are made, with their weights and their heads."""
 
-import difflib
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -14,9 +9,9 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from mame_lab.errors import MameLabError, UnsupportedModelError
-from mame_lab.hub import in_one_line, no_retries_offline
 from mame_lab.models import timm
-from mame_lab.models.open_clip.text import TextTower, read_templates, read_tokenizer
+from mame_lab.models.open_clip.fetching import create, name_of, tag_of, tokenizer_of, weights_of
+from mame_lab.models.open_clip.text import TextTower, read_templates
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.timm.forward import TimmTransformer
 from mame_lab.models.timm.support import architecture_of
@@ -39,15 +34,15 @@ def load(settings: ModelSettings) -> TimmTransformer:
     """
     with torch.device("meta"):
         build(settings)  # What is refused is refused before anything is fetched.
-    weights = _weights(settings)
+    weights = weights_of(settings)
     if settings.num_classes == 0:
-        return _tower(_create(settings, weights), settings) if weights else build(settings)
+        return _tower(create(settings, weights), settings) if weights else build(settings)
     templates = read_templates(settings.templates)
-    clip = _create(settings, weights)
+    clip = create(settings, weights)
     tower: Any = _tower(clip, settings)
-    tokenizer = read_tokenizer(settings, _name(settings))
+    tokenizer = tokenizer_of(settings)
     del clip.visual
-    traits = f"open_clip {open_clip.__version__} {open_clip.get_model_config(_name(settings))} {settings.args}"
+    traits = f"open_clip {open_clip.__version__} {open_clip.get_model_config(name_of(settings))} {settings.args}"
     tower.text = TextTower(clip, tokenizer, templates, traits)  # No module: it is in no state dict.
     return tower
 
@@ -59,7 +54,7 @@ def build(settings: ModelSettings) -> TimmTransformer:
             f"model.num_classes={settings.num_classes} does not go with model.family=open_clip, whose head has the "
             f"classes of the dataset: leave it out, or give 0 to judge by k-NN"
         )
-    return _tower(_create(settings, None, text_cfg=NO_TEXT), settings)
+    return _tower(create(settings, None, text_cfg=NO_TEXT), settings)
 
 
 def load_weights(model: Any, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
@@ -94,76 +89,7 @@ def _tower(clip: Any, settings: ModelSettings) -> TimmTransformer:
 
 def _preparation(settings: ModelSettings) -> dict[str, Any]:
     """How images are prepared, in timm's keys."""
-    published = open_clip.get_pretrained_cfg(_name(settings), _tag(settings) or "")
+    published = open_clip.get_pretrained_cfg(name_of(settings), tag_of(settings) or "")
     cfg = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), published))
     how = {"mean": cfg.mean, "std": cfg.std, "interpolation": cfg.interpolation}
     return how | {"crop_pct": 1.0, "crop_mode": CROP_MODES[cfg.resize_mode]}
-
-
-def _name(settings: ModelSettings) -> str:
-    """The architecture, without the tag of its weights."""
-    name = settings.name.partition(":")[0]
-    if name not in open_clip.list_models():
-        near = difflib.get_close_matches(name, open_clip.list_models(), n=4)
-        raise MameLabError(f"model.name={name} is not an open_clip model; near matches: {', '.join(near) or 'none'}")
-    return name
-
-
-def _tag(settings: ModelSettings) -> str | None:
-    """The tag of the published weights, which may be left out where there is but one; None where there is none."""
-    name, _, tag = settings.name.partition(":")
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags and (tag or len(tags) > 1):
-        choices = ", ".join(f"{name}:{each}" for each in tags) or name
-        raise MameLabError(f"model.name={settings.name} does not say which weights: choose from {choices}")
-    return tag or next(iter(tags), None)
-
-
-def _weights(settings: ModelSettings) -> str | None:
-    """A local file, the tag of published weights, or None for random ones."""
-    if settings.weights is not None:
-        if not Path(settings.weights).is_file():
-            raise MameLabError(
-                f"model.weights={settings.weights} does not exist: give a .safetensors, .bin or .pt file"
-            )
-        return settings.weights
-    if settings.pretrained and _tag(settings) is None:
-        raise MameLabError(
-            f"model.name={settings.name} has no published weights: give a local file with model.weights=FILE, or take "
-            f"random ones with model.pretrained=false"
-        )
-    return _tag(settings) if settings.pretrained else None
-
-
-def _create(settings: ModelSettings, weights: str | None, **options: Any) -> Any:
-    """An open_clip model, image and text tower."""
-    name = _name(settings)
-    size = {} if settings.img_size is None else {"force_image_size": settings.img_size}
-    options = size | settings.args | options
-    fetch = weights is not None and settings.weights is None
-    try:
-        with _quiet(), no_retries_offline() if fetch else nullcontext():
-            return open_clip.create_model(name, weights, device=torch.get_default_device(), **options)
-    except Exception as error:
-        told = in_one_line(error)
-        if fetch:
-            raise MameLabError(
-                f"the pretrained weights of model.name={settings.name} cannot be fetched ({told}): give a local "
-                f"file of open_clip with model.weights=FILE, or take random weights with model.pretrained=false"
-            ) from error
-        if weights is not None:
-            raise MameLabError(
-                f"model.weights={weights} is not loaded into model.name={settings.name}, give open_clip's file of both "
-                f"towers: {told}"
-            ) from error
-        raise MameLabError(f"model.name={settings.name} rejects {options}: {told}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without open_clip's log, which repeats what an error or eval.py says."""
-    logging.disable()
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)

@@ -4,27 +4,21 @@ K classes, T templates, P = K x T prompts, L tokens, C channels.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.tokenizer import HFTokenizer
 from rich.console import Console
 from rich.progress import track
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
 from mame_lab.errors import MameLabError
-from mame_lab.hub import in_one_line, no_retries_offline
 from mame_lab.models.open_clip import cache
-from mame_lab.models.settings import ModelSettings
 
 BATCH = 256  # prompts that are encoded at a time
-CONTEXT = 77  # tokens of a prompt, where a model does not say
 TEMPLATES = {
     "imagenet": [template("{}") for template in open_clip.OPENAI_IMAGENET_TEMPLATES],
     "simple": [template("{}") for template in open_clip.SIMPLE_IMAGENET_TEMPLATES],
@@ -76,23 +70,3 @@ def read_templates(chosen: Any) -> list[str]:
             f"name of the class, such as 'model.templates=[\"a photo of a {{}}.\"]'"
         )
     return [str(template) for template in templates]
-
-
-def read_tokenizer(settings: ModelSettings, name: str) -> Tokenizer:
-    """The tokenizer in a local folder, or that of an open_clip architecture: CLIP's is packaged, others are fetched."""
-    text = (open_clip.get_model_config(name) or {})["text_cfg"]
-    own, folder = text.get("hf_tokenizer_name"), settings.tokenizer
-    if folder is not None and not Path(folder).is_dir():
-        raise MameLabError(f"model.tokenizer={folder} is no folder: give one with a tokenizer.json")
-    try:
-        if folder is not None:
-            return HFTokenizer(folder, text.get("context_length", CONTEXT), **text.get("tokenizer_kwargs", {}))
-        with no_retries_offline() if own else nullcontext():
-            return open_clip.get_tokenizer(name)
-    except Exception as error:
-        if folder is not None:
-            raise MameLabError(f"model.tokenizer={folder} cannot be read: {in_one_line(error)}") from error
-        raise MameLabError(
-            f"the tokenizer {own} of model.name={settings.name} cannot be fetched ({in_one_line(error)}): give its "
-            f"folder with model.tokenizer=FOLDER, or judge by k-NN, without text, with model.num_classes=0"
-        ) from error
