@@ -140,7 +140,7 @@ def of_transformers(model: nn.Module) -> bool:
 
 def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     output = model(x)
-    return output.logits if of_transformers(model) else output
+    return output if isinstance(output, torch.Tensor) else output.logits
 
 
 def features(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:

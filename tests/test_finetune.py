@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import build
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -67,6 +68,24 @@ def test_the_shipped_choices_on_timm_models(name, roots, options):
     freeze(model, shipped(name))
     assert trains(model) == parameters
     assert in_train_mode(model) == modules
+
+
+@pytest.mark.parametrize(
+    ("family", "backbone", "layer", "norm"),
+    [
+        ("hf_vit", "vit", "layers.5", "vit.layernorm"),
+        ("hf_dinov2", "dinov2", "encoder.layer.5", "dinov2.layernorm"),
+        ("hf_registers", "dinov2_with_registers", "encoder.layer.5", "dinov2_with_registers.layernorm"),
+        ("videomae", "videomae", "encoder.layer.5", "fc_norm"),
+    ],
+)
+def test_the_shipped_choices_on_models_of_transformers(family, backbone, layer, norm):
+    model = build(family)
+    for name, roots in (("last_layer", [f"{backbone}.{layer}", norm, "classifier"]), ("head", ["classifier"])):
+        parameters, modules = below(model, *roots)
+        freeze(model, shipped(name))
+        assert trains(model) == parameters
+        assert in_train_mode(model) == modules
 
 
 def test_full_trains_everything():

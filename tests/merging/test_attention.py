@@ -79,6 +79,15 @@ def test_keys_are_seen_and_attention_is_left_as_it_is():
     assert key is k
 
 
+def test_a_mask_reaches_attention_that_is_given_none():
+    q, k, v, bias_M = packed(16)
+    mask_B11N = bias_M[None, None, None]
+    with Attention(mask_B11N=mask_B11N) as attention:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None, scale=0.1)
+    assert torch.equal(y, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11N, scale=0.1))
+    assert attention.keys[0] is k
+
+
 def test_attention_in_another_way_is_an_error_that_says_what_to_do():
     with (
         pytest.raises(MameLabError, match=r"mame=tome and mame.batch=packed need .* TIMM_FUSED_ATTN") as error,

@@ -6,7 +6,7 @@ Backends that run the captured graph stand in for inductor, which takes minutes 
 import pytest
 import timm
 import torch
-from families import build, images
+from families import build, images, inputs, logits
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 
@@ -38,7 +38,7 @@ def merging(family: str, budget: str, depth: int = 2, **arguments) -> torch.nn.M
 def seeded(model, x):
     """The output for one state of the random generator, from which Drop and drop path draw."""
     torch.manual_seed(0)
-    return model(x)
+    return logits(model, x)
 
 
 @torch.no_grad()
@@ -53,13 +53,16 @@ def seeded(model, x):
         ("vit_avg", "paper"),
         ("siglip", "paper, spread"),
         ("eva02", "tome"),
+        ("videomae", "tome"),
+        pytest.param("hf_dinov2", "ward", marks=pytest.mark.slow),
+        pytest.param("hf_vit", "list", marks=pytest.mark.slow),
     ],
 )
 def test_one_graph_serves_all_batches_of_a_size(family, budget):
     model, graphs = merging(family, budget), CompileCounterWithBackend("eager")
     compiled = torch.compile(model, backend=graphs)
     for seed in range(4):
-        x = images(4, seed)
+        x = inputs(family, 4, seed)
         assert torch.equal(seeded(compiled, x), seeded(model, x))
     assert graphs.frame_count == 1
     assert not counters["graph_break"]

@@ -19,6 +19,7 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
+from mame_lab.models import unmerged_twin
 
 Class = type[Any]
 Encoded = tuple[Tensor, MergeState, tuple[Tensor, ...] | None]
@@ -51,7 +52,18 @@ class Architecture:
         return {merging: plain for plain, merging in self.merging.items()}
 
 
-class MergingBackbone(nn.Module):
+class Merging(nn.Module):
+    """What a merging classifier and its backbone share."""
+
+    method: Method
+    schedule: Schedule
+
+    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
+        """Save the model as the plain one that it is by its weights: config.json names the class."""
+        unmerged_twin(self).save_pretrained(*arguments, **options)
+
+
+class MergingBackbone(Merging):
     """Merging as a way through the layers of a transformers model: the first base of a class, before the model.
 
     Its layers are called with (x_BNC, state, method, leave) and return the tokens and the state. `forward` gives
@@ -59,8 +71,6 @@ class MergingBackbone(nn.Module):
     """
 
     config: PreTrainedConfig
-    method: Method
-    schedule: Schedule
 
     @abstractmethod
     def embed(self, pixel_values: Tensor, **options: Any) -> Tensor:
@@ -106,6 +116,8 @@ class MergingBackbone(nn.Module):
         state = MergeState(prefix_of(self), record, self.method.packed and not self.training)
         yield x_BNC, state
         for index, layer in enumerate(self.get_submodule(layers_of(self)).children()):
+            if self.training:
+                _check_checkpointing(layer)
             leave = self.schedule.leaving(index, x_BNC.shape[1] - state.prefix)
             x_BNC, state = layer(x_BNC, state, self.method, leave)
             yield x_BNC, state
@@ -114,11 +126,8 @@ class MergingBackbone(nn.Module):
         return x_BNC if self.layernorm is None else self.layernorm(x_BNC)
 
 
-class MergingClassifier(nn.Module):
+class MergingClassifier(Merging):
     """A classifier on a merging backbone: the logits come from the merged tokens."""
-
-    method: Method
-    schedule: Schedule
 
     @abstractmethod
     def pool(self, x_BKC: Tensor, state: MergeState) -> Tensor:
@@ -164,4 +173,14 @@ def check_attention(model: Any) -> None:
         raise UnsupportedModelError(
             f"mame_lab merges tokens in transformers' models with attention sdpa, and here it is {implementation}: "
             f"call model.set_attn_implementation('sdpa')"
+        )
+
+
+def _check_checkpointing(layer: Any) -> None:
+    """Raise MameLabError where it would lose the gradients of the state: reentrant checkpoints see tensors alone."""
+    options = getattr(layer._gradient_checkpointing_func, "keywords", {}) if layer.gradient_checkpointing else {}
+    if options.get("use_reentrant"):
+        raise MameLabError(
+            "use_reentrant=True loses gradients while tokens merge: call model.activation_checkpointing_enable() "
+            "without it"
         )

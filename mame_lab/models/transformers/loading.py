@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def load(settings: ModelSettings) -> PreTrainedModel:
     if source is None and settings.weights is None:
         return build(settings)
     state = None if source else read_weights(str(settings.weights))
+    if state is not None and settings.num_classes is None:
+        settings = replace(settings, num_classes=len(state.get("classifier.weight", ())))
     origin = f"model.weights={settings.weights}" if settings.weights else f"model.name={settings.name}"
     try:
         with _fetching(source):
@@ -84,7 +87,7 @@ def build(settings: ModelSettings) -> PreTrainedModel:
         config.image_size = settings.img_size
     try:
         model = _class_of(config)(config)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise MameLabError(f"model.name={settings.name} rejects {settings.args}: {in_one_line(error)}") from error
     return _finished(model, settings)
 
