@@ -110,7 +110,7 @@ def training_step(
 
 
 def loader_rate(loader: Iterable[tuple[Tensor, Tensor]], seconds: float) -> float | None:
-    """Samples a second that a loader gives by itself, for so many seconds or until it ends.
+    """Samples a second that a loader gives by itself, every view of a video counted, for so many seconds or to its end.
 
     The first batch starts its workers and is not timed; None where there is no second one.
     """

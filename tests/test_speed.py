@@ -88,10 +88,10 @@ def test_training_step_goes_backward_and_leaves_no_trace():
 
 
 def loader(clock, batches):
-    """Batches of so many samples, each after so many seconds."""
+    """Batches of so many samples, two views of each label, each after so many seconds."""
     for samples, seconds in batches:
         clock["now"] += seconds
-        yield torch.zeros(samples, 3), torch.zeros(samples)
+        yield torch.zeros(samples, 3), torch.zeros(samples // 2)
 
 
 @pytest.mark.parametrize(

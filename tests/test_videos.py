@@ -2,14 +2,13 @@
 
 import json
 
+import av
+import numpy as np
 import pytest
 from runs import TINY
 
 from mame_lab import MameLabError
 from mame_lab.results import Result
-
-av = pytest.importorskip("av")
-np = pytest.importorskip("numpy")
 
 MACHINE = [override for override in TINY if not override.startswith("model.")]
 MODEL = ["model=videomae_mini", "model.args.num_hidden_layers=3", "model.args.hidden_size=24"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-SLACK = 0.5  # seconds that the first and the last frame may stand for: containers round times
+SLACK = 0.5  # seconds that the last frame may stand for: containers round the length of a video
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _pictures(container: Any, wanted: list[int]) -> Iterator[np.ndarray]:
     container.seek(first + int(wanted[0] * ticks), stream=stream)
     numbered = ((round((frame.pts - first) / ticks), frame) for frame in container.decode(stream))
     opening = next(numbered, None)
-    if opening is None or opening[0] > wanted[0] + slack:
+    if opening is None or opening[0] > wanted[0]:
         raise ValueError(f"frame {wanted[0]} cannot be found")
     number, frame = opening
     for index in wanted:

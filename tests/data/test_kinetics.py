@@ -101,6 +101,12 @@ def test_a_clip_is_decoded_from_the_key_frame_before_it_to_its_end(tmp_path, mon
     assert decoded[0] > 12  # of the group before, at most what its last frame points to
 
 
+def test_a_container_that_cannot_be_searched_gives_no_wrong_frame(tmp_path):
+    write_video(path := tmp_path / "video.ts")
+    with pytest.raises(MameLabError, match=r"video.ts cannot be read \(frame 1 cannot be found\)"):
+        VideoFile(str(path)).read([1])
+
+
 @pytest.mark.parametrize("folder", ["", "annotations"])
 def test_the_lists_of_kinetics(root, folder):
     if folder:
@@ -125,7 +131,7 @@ def test_the_lists_of_kinetics(root, folder):
 
 
 def test_lists_of_paths_and_numbers(tmp_path):
-    (tmp_path / "val.csv").write_text("a b/c.mp4 2\n/elsewhere/d.mp4 0\n")
+    (tmp_path / "val.csv").write_text("a b/c.mp4 02\n/elsewhere/d.mp4 0\n")
     splits = Kinetics400(root=str(tmp_path)).splits()
     assert splits.train is None
     assert splits.classes == ["0", "1", "2"]
