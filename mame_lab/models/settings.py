@@ -10,12 +10,13 @@ class ModelSettings:
 
     Args:
         family: the file in `mame_lab/models` that loads and merges it.
-        name: its name in the family's library (timm: architecture.tag).
+        name: its name in the family's library (timm: architecture.tag; transformers: repository of the hub).
         pretrained: fetch the published weights; false: random ones from `seed`.
-        weights: a local file of weights instead (safetensors, or a PyTorch file without pickled code).
+        weights: a local file of weights instead (safetensors, or a PyTorch file without pickled code); transformers:
+            or a folder with config.json.
         num_classes: classes of the head. None: those of the weights.
         img_size: input size in pixels. None: the model's own.
-        args: further arguments of the model's constructor.
+        args: further arguments of the model's constructor; transformers: keys of its config.json.
     """
 
     family: str = "timm"
