@@ -106,10 +106,9 @@ def test_wandb_is_imported_in_one_file():
 
 
 def test_importing_the_library_is_light():
-    """No torch, timm, Hydra, Lightning or W&B: what `import mame_lab` adds is its own few files."""
-    code = (
-        "import sys, mame_lab; print([m for m in ('torch', 'timm', 'hydra', 'lightning', 'wandb') if m in sys.modules])"
-    )
+    """No torch, timm, transformers, Hydra, Lightning or W&B: what `import mame_lab` adds is its own few files."""
+    heavy = "torch", "timm", "transformers", "hydra", "lightning", "wandb"
+    code = f"import sys, mame_lab; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -9,13 +9,16 @@ class ModelSettings:
     """A model and where its weights come from.
 
     Args:
-        family: the file in `mame_lab/models` that loads and merges it.
-        name: its name in the family's library (timm: architecture.tag; open_clip: architecture:tag).
+        family: the module in `mame_lab/models` that loads and merges it.
+        name: its name in the family's library (timm: architecture.tag; open_clip: architecture:tag; transformers and
+            diffusers: repository of the hub).
         pretrained: fetch the published weights; false: random ones from `seed`.
-        weights: a local file of weights instead (safetensors, or a PyTorch file without pickled code).
+        weights: a local file of weights instead (safetensors, or a PyTorch file without pickled code); transformers: or
+            a folder with config.json; diffusers: the folder of a pipeline.
         num_classes: classes of the head. None: those of the weights.
         img_size: input size in pixels. None: the model's own.
-        args: further arguments of the model's constructor.
+        args: further arguments of the model's constructor; transformers: keys of its config.json; diffusers: those of
+            each part of a pipeline with random weights.
         templates: (open_clip) texts with {} for the name of a class: "imagenet" (CLIP's 80), "simple" (7), or a list.
         tokenizer: (open_clip) a local folder with the tokenizer. None: the model's own.
     """

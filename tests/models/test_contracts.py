@@ -134,6 +134,7 @@ def test_applying_again_replaces(family):
     model, x = build(family), inputs(family)
     mame_lab.apply(model, tau=0.8, batch="packed")
     assert torch.equal(forward(model, x, MaMe(r=3)), forward(build(family), x, MaMe(r=3)))
+    assert type(mame_lab.apply(model, r=0)) is type(build(family))
 
 
 @every_family

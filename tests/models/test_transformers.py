@@ -254,6 +254,7 @@ def test_config_json_rules_and_args_come_on_top(tmp_path):
     folder = {"weights": str(tmp_path), "pretrained": True}
     model = load(ModelSettings(name="any", args={"drop_path_rate": 0.2, "num_labels": 9}, **folder))
     assert (model.num_labels, model.config.drop_path_rate, len(blocks(model))) == (7, 0.2, 2)
+    assert model.dtype == torch.float32
     assert load(ModelSettings(name="any", num_classes=0, **folder)).num_labels == 0
     with pytest.raises(mame_lab.MameLabError, match=r"other shapes in 2 tensors, classifier.bias among them"):
         load(ModelSettings(name="any", num_classes=3, **folder))

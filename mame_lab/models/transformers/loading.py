@@ -39,10 +39,30 @@ def load(settings: ModelSettings) -> PreTrainedModel:
     if state is not None and settings.num_classes is None:
         settings = replace(settings, num_classes=len(state.get("classifier.weight", ())))
     origin = f"model.weights={settings.weights}" if settings.weights else f"model.name={settings.name}"
+    model, found = _read(settings, source, state, origin)
+    if settings.img_size not in (None, model.config.image_size) and model.config.model_type not in ANY_SIZE:
+        raise MameLabError(
+            f"model.img_size={settings.img_size} does not fit {origin}, whose position embedding is for "
+            f"{model.config.image_size} px: leave it out"
+        )
+    if settings.num_classes is None and "classifier.weight" in found["missing_keys"]:
+        _give_head(model, 0)
+    headless = () if model.num_labels else ("classifier.",)
+    misfits = {
+        "has other shapes in": [name for name, *_ in found["mismatched_keys"]],
+        "lacks": [key for key in found["missing_keys"] if not key.startswith(headless)],
+        "has unknown": [key for key in found["unexpected_keys"] if not key.startswith(("pooler.", *headless))],
+    }
+    check_fit(origin, {kind: sorted(keys) for kind, keys in misfits.items()})
+    return _finished(model, settings)
+
+
+def _read(settings: ModelSettings, source: str | None, state: dict[str, Tensor] | None, origin: str) -> Any:
+    """The model with the weights of `source`, or of `state`, and which of them fit."""
     try:
         with _fetching(source):
             config = _config(settings, source)
-            loaded: Any = _class_of(config).from_pretrained(
+            return _class_of(config).from_pretrained(
                 source,
                 config=config,
                 state_dict=state,
@@ -57,22 +77,6 @@ def load(settings: ModelSettings) -> PreTrainedModel:
             f"the weights of {origin} cannot be read or fetched ({in_one_line(error)}): give a local folder or file "
             f"with model.weights=FOLDER, or take random weights with model.pretrained=false"
         ) from error
-    if settings.img_size not in (None, config.image_size) and config.model_type not in ANY_SIZE:
-        raise MameLabError(
-            f"model.img_size={settings.img_size} does not fit {origin}, whose position embedding is for "
-            f"{config.image_size} px: leave it out"
-        )
-    model, found = loaded
-    if settings.num_classes is None and "classifier.weight" in found["missing_keys"]:
-        _give_head(model, 0)
-    unused = ("pooler.",) if model.num_labels else ("pooler.", "classifier.")
-    misfits = {
-        "has other shapes in": [name for name, *_ in found["mismatched_keys"]],
-        "lacks": [key for key in found["missing_keys"] if model.num_labels or not key.startswith("classifier.")],
-        "has unknown": [key for key in found["unexpected_keys"] if not key.startswith(unused)],
-    }
-    check_fit(origin, {kind: sorted(keys) for kind, keys in misfits.items()})
-    return _finished(model, settings)
 
 
 def build(settings: ModelSettings) -> PreTrainedModel:
@@ -123,8 +127,7 @@ def match_classes(model: PreTrainedModel, classes: int) -> bool:
 
 
 def data_config(model: Any) -> dict[str, Any]:
-    """What the model expects of its images: size (H, W), mean, std, interpolation, crop_pct, crop_mode; of videos also
-    the number of frames."""
+    """What the model expects of its images: size (H, W), mean, std, interpolation, crop_pct, crop_mode; and frames."""
     return dict(model.preprocessing)
 
 
@@ -187,12 +190,14 @@ def _logits(model: PreTrainedModel, inputs: tuple, output: ModelOutput) -> Tenso
 
 @contextmanager
 def _fetching(source: str | None) -> Iterator[None]:
-    """No retries where the hub does not answer, and no reports: what does not fit is an error here."""
+    """No reports, for what does not fit is an error here; and no retries where the hub does not answer."""
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    local = source is None or Path(source).is_dir()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    if local:
+        logging.disable_progress_bar()
     try:
-        with nullcontext() if source is None or Path(source).is_dir() else no_retries_offline():
+        with nullcontext() if local else no_retries_offline():
             yield
     finally:
         logging.set_verbosity(verbosity)
