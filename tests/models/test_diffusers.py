@@ -118,6 +118,14 @@ def test_attention_sees_the_tokens_that_are_said(monkeypatch):
     assert family_of(unet).tokens(mame_lab.remove(unet), inputs()["sample"]) == [96, 24, 6]
 
 
+def test_a_grid_is_told_by_rows_and_columns(monkeypatch):
+    unet = mame_lab.apply(unet_of(), Ward(r=0.5))
+    grids, match = [], Ward.match
+    monkeypatch.setattr(Ward, "match", lambda self, x, grid: grids.append(grid) or match(self, x, grid))
+    run(unet, **inputs(1, 8, 12))
+    assert grids == [(8, 12), (4, 6), (4, 6), (4, 6), (8, 12), (8, 12)]
+
+
 def test_by_default_the_finer_two_thirds_of_the_resolutions_merge():
     unet = mame_lab.apply(unet_of(), r=0.5)
     assert family_of(unet).tokens(unet, inputs()["sample"]) == [48, 12, 6]
