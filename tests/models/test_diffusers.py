@@ -67,6 +67,8 @@ def test_off_and_removed_are_plain_to_the_bit(kind):
     assert merges(unet)
     assert not torch.equal(run(unet), plain)
     assert list(unet.state_dict()) == keys
+    mame_lab.apply(unet, r=0.25)
+    assert len(unet._forward_pre_hooks) == 1
     mame_lab.remove(unet)
     assert [type(module) for module in unet.modules()] == types
     assert not unet._forward_pre_hooks
