@@ -9,6 +9,8 @@ from PIL import Image
 from runs import SD_MINI, compose_config
 
 from mame_lab import MameLabError, Ward, apply
+from mame_lab.merging import ToMeSD
+from mame_lab.models import twin
 from mame_lab.models.diffusers import load
 from mame_lab.models.settings import ModelSettings
 from mame_lab.results import Result
@@ -64,10 +66,14 @@ def test_nothing_merged_is_the_same_image(entry_point, tmp_path):
 
 
 def test_an_image_follows_from_prompt_seed_and_arm(pipe):
-    unets = {"unmerged": pipe.unet, "merged": apply(pipe.unet.__class__.from_config(pipe.unet.config).eval(), r=0.5)}
+    unets = {"unmerged": pipe.unet, "tomesd": apply(twin(pipe.unet), ToMeSD(r=0.5))}
     options = {"num_inference_steps": 2, "height": 64, "width": 64}
     requests = [("a fox", 0), ("a fox", 1), ("a fox", 0), ("a lighthouse", 0)]
     first, other_seed, again, other_prompt = generate(pipe, unets, requests, options)
+    pipe.unet = unets["unmerged"]
+    plain = pipe("a fox", generator=torch.Generator().manual_seed(0), output_type="pt", **options).images[0]
+    assert torch.equal(first.images["unmerged"], plain)
+    assert not torch.equal(first.images["tomesd"], plain)
     for arm in unets:
         assert first.images[arm].shape == (3, 64, 64)
         assert torch.equal(first.images[arm], again.images[arm])

@@ -72,7 +72,7 @@ def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture
     """The result of each merging arm against unmerged, and the pictures of all arms.
 
     Args:
-        pipe: a pipeline without merging, on its device; it is left so.
+        pipe: a pipeline without merging, on its device; it is left with the U-Net of the last image.
         run: `mame`, `dataset` and `speed` say what is generated and timed.
     """
     prompts: Prompts = run.dataset
@@ -81,7 +81,6 @@ def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture
     unets = {UNMERGED: plain} | {arm: apply(twin(plain), method) for arm, method in methods(run.mame).items()}
     inputs = captured_step(pipe, requests[0], options)
     pictures = list(generate(pipe, unets, requests, options))
-    pipe.unet = plain
     steps = {arm: _step(unet, inputs) for arm, unet in unets.items()}
     limits = {"max_rounds": run.speed.max_rounds, "seconds": run.speed.seconds}
     taken = speed.time_interleaved(steps, plain.device, **limits)

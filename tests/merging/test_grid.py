@@ -111,7 +111,7 @@ def test_windows_divide_a_side(side, window, length):
 def test_tomesd_draws_one_target_in_each_cell_for_all_samples():
     torch.manual_seed(0)
     x_BNC = grid_tokens(2, (5, 6))
-    draws = set()
+    draws, corners = set(), set()
     for _ in range(30):
         match = ToMeSD(r=0.5).match(x_BNC, (5, 6))
         targets = sorted(set(range(30)) - set(match.source_S.tolist()))
@@ -119,6 +119,8 @@ def test_tomesd_draws_one_target_in_each_cell_for_all_samples():
         assert sorted(cells) == [(i, j) for i in range(2) for j in range(3)]
         assert set(match.nearest_BS.flatten().tolist()) <= set(targets)
         draws.add(tuple(targets))
+        corners |= {(place // 6 % 2, place % 6 % 2) for place in targets}
+    assert len(corners) == 4
     assert len(draws) > 20
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from families import build
 from torch import nn
@@ -184,11 +184,17 @@ def plans(unet: nn.Module, **given) -> dict:
 
 
 def test_what_the_user_hands_to_attention_still_arrives():
+    heard = []
+
+    class Listening(AttnProcessor2_0):
+        def __call__(self, attn, hidden_states, *args, strength=None, **kwargs):
+            heard.append(strength)
+            return super().__call__(attn, hidden_states, *args, **kwargs)
+
     unet = unet_of()
-    plain = run(unet)
-    assert torch.equal(run(unet, cross_attention_kwargs={"scale": 1.0}), plain)
-    merged = run(mame_lab.apply(unet, r=0.5))
-    assert torch.equal(run(unet, cross_attention_kwargs={"scale": 1.0}), merged)
+    unet.set_attn_processor(Listening())
+    run(mame_lab.apply(unet, r=0.5), cross_attention_kwargs={"strength": 3})
+    assert heard == [3] * len(unet.attn_processors)
 
 
 def test_copies_and_files_of_a_merging_unet():

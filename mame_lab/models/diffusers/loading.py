@@ -1,5 +1,6 @@
 """How a pipeline is made: from a hub, from a local folder, or with random weights and a tokenizer of single bytes."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def _read(source: str, said: str, local: bool) -> DiffusionPipeline:
     if local and not (Path(source) / "model_index.json").is_file():
         raise MameLabError(f"{said} holds no pipeline: give a folder that diffusers' save_pretrained wrote")
     try:
-        with no_retries_offline():
+        with no_retries_offline(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # Of an argument that diffusers hands to the hub.
             return AutoPipelineForText2Image.from_pretrained(source, local_files_only=local)
     except Exception as error:
         raise MameLabError(
