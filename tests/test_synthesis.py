@@ -9,11 +9,13 @@ from PIL import Image
 from runs import SD_MINI, compose_config
 
 from mame_lab import MameLabError, Ward, apply
+from mame_lab.benchmarks import denoiser
 from mame_lab.merging import ToMeSD
 from mame_lab.models import twin
 from mame_lab.models.diffusers import load
 from mame_lab.models.settings import ModelSettings
 from mame_lab.results import Result
+from mame_lab.speed import gflops_by_shapes
 from mame_lab.synthesis import quality
 from mame_lab.synthesis.quality import fid, high_frequency_energy, likeness
 from mame_lab.tasks.synthesis import generate
@@ -26,7 +28,7 @@ def pipe():
     return load(ModelSettings(name=cfg.name, pretrained=False, args=OmegaConf.to_container(cfg.args)))
 
 
-def test_one_command_makes_images_table_and_contact_sheet(entry_point, tmp_path, capsys):
+def test_one_command_makes_images_table_and_contact_sheet(entry_point, tmp_path, capsys, pipe):
     entry_point("eval", tmp_path, *SD_MINI, "mame.r=0.5")
     result, tomesd = (Result.load(tmp_path / f"{name}.json") for name in ("result", "tomesd"))
     assert result.evaluated_by == "images"
@@ -36,6 +38,9 @@ def test_one_command_makes_images_table_and_contact_sheet(entry_point, tmp_path,
     assert result.merged.tokens == [192, 48, 24]
     assert result.unmerged.tokens == [384, 96, 24]
     assert result.merged.gflops < result.unmerged.gflops
+    step = denoiser.noise(pipe.unet, 8, 1) | {"sample": torch.randn(1, 4, 16, 24)}
+    counted = gflops_by_shapes(lambda sample: pipe.unet(**step | {"sample": sample}), step["sample"])
+    assert result.unmerged.gflops == pytest.approx(2 * 2 * counted)  # Two steps, each with and without the prompt.
     assert tomesd.merged.tokens == result.merged.tokens
     assert tomesd.unmerged == result.unmerged
     assert result.conditions.more["merging"] == "ward(r=0.5)"
@@ -166,5 +171,6 @@ def test_denoiser_sets_methods_side_by_side(entry_point, tmp_path):
         assert (float(row["error"]) > 0) == merges
         assert (float(row["saved_ideally"]) > 0.1) == merges
         assert bool(row["merging_ms"]) == merges
+        assert (float(row["saved"]) != 0) == merges
         assert float(row["ms"]) > 0
     assert float(rows[1]["saved_ideally"]) > float(rows[2]["saved_ideally"])
