@@ -29,10 +29,6 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
         values = config.override(stored.config, values, list(HydraConfig.get().overrides.task))
     run = config.typed(config.EvalConfig, values)
     folder = Path(HydraConfig.get().runtime.output_dir)
-    if run.generates:
-        from mame_lab.synthesis.compare import synthesise
-
-        return synthesise(run, values, folder)
 
     import lightning
     import rich
@@ -46,6 +42,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
 
     print = rank_zero_only(rich.print)
     lightning.seed_everything(run.seed, workers=True, verbose=False)
+    if run.generates:
+        from mame_lab.synthesis.compare import synthesise
+
+        return synthesise(run, values, folder)
 
     family = models.family(run.model.family)
     if stored:

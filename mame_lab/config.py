@@ -66,9 +66,10 @@ class Config:
 
     def __post_init__(self) -> None:
         if self.generates != (self.model.family == "diffusers"):
+            other = "model=sd21 or sd_mini" if self.generates else "dataset=prompts"
             raise MameLabError(
-                f"model.name={self.model.name} and dataset={self.dataset.name} do not go together: dataset=prompts is "
-                f"for the pipelines model=sd21, sd21_base, sd15, sdxl and sd_mini, all others for models that classify"
+                f"model.name={self.model.name} and dataset={self.dataset.name} do not go together, for pipelines make "
+                f"images from prompts and other models classify: give {other} too, or neither"
             )
 
     @property

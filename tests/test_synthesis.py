@@ -10,6 +10,7 @@ from runs import SD_MINI, compose_config
 
 from mame_lab import MameLabError, Ward, apply
 from mame_lab.benchmarks import denoiser
+from mame_lab.data.prompts import Prompts
 from mame_lab.merging import ToMeSD
 from mame_lab.models import twin
 from mame_lab.models.diffusers import load
@@ -58,6 +59,16 @@ def test_one_command_makes_images_table_and_contact_sheet(entry_point, tmp_path,
     with (tmp_path / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert float(row["quality/psnr_db"]) == pytest.approx(result.merged.quality["psnr_db"])
+
+
+def test_options_of_the_grid_run_and_random_weights_follow_from_the_seed(entry_point, tmp_path):
+    grid = ["mame.grid.share_guidance=true", "mame.grid.reuse_steps=2", "mame.grid.window=4"]
+    for name in ("one", "other"):
+        entry_point("eval", tmp_path / name, *SD_MINI, "mame.r=0.9", "mame.clamp=true", "dataset.count=1", *grid)
+    one, other = (Result.load(tmp_path / name / "result.json") for name in ("one", "other"))
+    assert one.conditions.weights == other.conditions.weights
+    assert one.merged.quality == other.merged.quality
+    assert one.merged.tokens == [96, 24, 24]
 
 
 def test_nothing_merged_is_the_same_image(entry_point, tmp_path):
@@ -110,7 +121,9 @@ def test_a_pipeline_is_loaded_from_a_folder(pipe, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"weights": "no/such"}, "model.weights=no/such holds no pipeline: give a folder"),
+        ({"weights": "no/such"}, "model.weights=no/such is no folder: give one"),
+        ({"weights": "."}, "model.weights=. holds no pipeline: give a folder"),
+        ({"img_size": 512}, "model.img_size=512 is not for a pipeline"),
         ({"pretrained": True}, "model.name=sd .*model.weights=FOLDER.*model=sd_mini"),
         ({"pretrained": False}, "model.name=sd with model.pretrained=false needs model.args"),
     ],
@@ -152,6 +165,11 @@ def test_judges_whose_weights_are_missing_are_left_out_by_name(monkeypatch, capl
     judges = quality.Judges(["lpips", "clip_score"])
     assert judges(images, images + 0, ["a", "b"]) == {"clip_score": 31.5}
     assert "lpips is left out" in caplog.text
+
+
+def test_a_reference_is_looked_for_first():
+    with pytest.raises(MameLabError, match=r"dataset.reference=no/such is no folder"):
+        Prompts(reference="no/such")
 
 
 def test_fid_needs_real_images(tmp_path):

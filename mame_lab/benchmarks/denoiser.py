@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -89,16 +90,21 @@ def rows(unets: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> Itera
             )
 
 
-def noise(unet: Any, latents: int, batch: int) -> dict[str, Tensor]:
+def noise(unet: Any, latents: int, batch: int) -> dict[str, Any]:
     """What a U-Net is called with: noise for latents and for a prompt of 77 tokens, from seed 0."""
+    config = unet.config
     generator = torch.Generator().manual_seed(0)
     shapes = {
-        "sample": (batch, unet.config.in_channels, latents, latents),
-        "encoder_hidden_states": (batch, 77, unet.config.cross_attention_dim),
+        "sample": (batch, config.in_channels, latents, latents),
+        "encoder_hidden_states": (batch, 77, config.cross_attention_dim),
     }
+    if config.addition_embed_type == "text_time":  # Stable Diffusion XL
+        width = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        shapes |= {"text_embeds": (batch, width), "time_ids": (batch, 6)}
     drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     moved = {name: tensor.to(unet.device, unet.dtype) for name, tensor in drawn.items()}
-    return moved | {"timestep": torch.tensor(500, device=unet.device)}
+    added = {name: moved.pop(name) for name in ("text_embeds", "time_ids") if name in moved}
+    return moved | {"timestep": torch.tensor(500, device=unet.device), "added_cond_kwargs": added}
 
 
 def _gflops(unet: nn.Module, inputs: dict[str, Tensor]) -> float:
@@ -120,7 +126,7 @@ def _merge_steps(unet: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], Non
 
     def steps() -> None:
         for attention, x_BNC, merging in given:
-            plan = merging._replace(plans={}).plan(attention, x_BNC)
+            plan = replace(merging, plans={}).plan(attention, x_BNC)
             if plan is not None:
                 plan.restore(plan.merge(x_BNC))
 

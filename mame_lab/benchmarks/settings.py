@@ -142,8 +142,9 @@ class Denoiser(Benchmark):
     rounds: int = 5
 
     def __post_init__(self) -> None:
-        if unknown := set(self.methods) - set(METHODS):
-            raise MameLabError(f"benchmark.methods={sorted(unknown)} is not known: choose from {', '.join(METHODS)}")
+        known = [name for name, method in METHODS.items() if method.restores]
+        if unknown := set(self.methods) - set(known):
+            raise MameLabError(f"benchmark.methods={sorted(unknown)} is not for U-Nets: choose from {', '.join(known)}")
 
     def run(self, model: Any, data: object, trainer: object, folder: Path) -> None:
         """As `Benchmark.run`, with a pipeline on its device; its own noise takes the place of data."""

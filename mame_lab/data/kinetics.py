@@ -73,8 +73,9 @@ class Kinetics400(VideoDataset):
         root = Path(self.root or "").expanduser()
         lists = {split: path for split in ("val", "train") if (path := _list(root, split))}
         if self.root is None or "val" not in lists:
+            fault = "is not set" if self.root is None else "holds no val.csv"
             raise MameLabError(
-                f"dataset.root={self.root} holds no val.csv: set dataset.root to a folder of videos with the lists of "
+                f"dataset.root={self.root} {fault}: set dataset.root to a folder of videos with the lists of "
                 f"their labels, val.csv and, to train, train.csv"
             )
         listed = {split: _read(root, path) for split, path in lists.items()}

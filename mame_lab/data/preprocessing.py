@@ -50,7 +50,7 @@ class Preprocessing:
                 )
 
     def evaluation(self) -> v2.Compose:
-        """The transform from a PIL image to a float32 [C, H, W] tensor that timm's evaluation uses."""
+        """The transform to a float32 tensor that timm's evaluation uses, of a PIL image or uint8 clip [T, C, H, W]."""
         from torchvision.transforms import v2
 
         return v2.Compose([self._resize(), v2.CenterCrop(self.size), *self._to_tensor()])

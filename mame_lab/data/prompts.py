@@ -54,6 +54,8 @@ class Prompts:
                 raise MameLabError(f"dataset.{key}={getattr(self, key)} is not positive: set it to 1 or more")
         if not self.seeds:
             raise MameLabError("dataset.seeds=[] gives no image: give one seed or more, such as [0]")
+        if self.reference is not None and not Path(self.reference).expanduser().is_dir():
+            raise MameLabError(f"dataset.reference={self.reference} is no folder: give one of real images, or null")
         if unknown := set(self.metrics) - {"lpips", "clip_score"}:
             raise MameLabError(f"dataset.metrics={sorted(unknown)} is not known: choose from lpips, clip_score")
 

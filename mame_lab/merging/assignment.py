@@ -44,13 +44,12 @@ class Assignment(NamedTuple):
 
     def merge(self, x_BNC: Tensor) -> Tensor:
         """The mean of the tokens that each one stands for; a token that stands for itself alone is kept to the bit."""
-        x_BKC = take(x_BNC, self.index_BK)
-        share_BK1 = self.size_BK1.reciprocal().to(x_BNC.dtype)
-        share_BR1 = share_BK1.gather(1, self.row_BR[..., None])
-        x_BKC.mul_(share_BK1)
-        row_BR = self.row_BR + torch.arange(len(x_BKC), device=x_BKC.device)[:, None] * x_BKC.shape[1]
-        x_BKC.flatten(0, 1).index_add_(0, row_BR.flatten(), (take(x_BNC, self.source_BR) * share_BR1).flatten(0, 1))
-        return x_BKC
+        dtype = self.size_BK1.dtype  # Half precision would lose what a sum of many holds.
+        total_BKC = take(x_BNC, self.index_BK).to(dtype)
+        row_BR = self.row_BR + torch.arange(len(x_BNC), device=x_BNC.device)[:, None] * total_BKC.shape[1]
+        source_BRC = take(x_BNC, self.source_BR).to(dtype)
+        total_BKC = total_BKC.flatten(0, 1).index_add(0, row_BR.flatten(), source_BRC.flatten(0, 1)).view_as(total_BKC)
+        return (total_BKC / self.size_BK1).to(x_BNC.dtype)
 
     def restore(self, x_BKC: Tensor) -> Tensor:
         """MaRe: every token of the grid as the token that stands for it, x_BNC."""

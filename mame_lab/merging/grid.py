@@ -13,11 +13,12 @@ class Grid:
 
     Targets are the tokens at even rows and columns of a window, all others are sources. A source looks for its target
     in its own window only, so the cost grows with the number of tokens and not with its square; which sources leave is
-    decided over the whole grid. ToMe for Stable Diffusion has its own partition, and compares over the whole grid.
+    decided over the whole grid. Each goes whole to its nearest target, and no norm is given back. ToMe for Stable
+    Diffusion has its own partition, and compares over the whole grid.
 
     Args:
-        window: side of a window in tokens; a side of the grid is cut into parts of the length nearest to it that
-            divides the side. 0: no windows.
+        window: side of a window in tokens; a side of the grid is cut into parts of the even length nearest to it that
+            divides the side, an odd one is not cut. 0: no windows.
         share_guidance: the guided half of a batch merges as the unguided one does; a batch whose halves are not equal
             latents is no such batch, and each of its samples merges by itself.
         reuse_steps: successive denoising steps for which the merging that the first of them found holds.

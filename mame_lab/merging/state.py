@@ -116,7 +116,7 @@ class MergeState(NamedTuple):
 
     def restore(self, x_BNC: Tensor) -> Tensor:
         """MaRe through all recorded steps, from the padded layout back to the full sequence."""
-        with _full_precision(x_BNC):
+        with full_precision(x_BNC):
             for plan in reversed(self.plans):
                 x_BNC = plan.restore(x_BNC)
         return x_BNC
@@ -140,7 +140,7 @@ class MergeState(NamedTuple):
 
 def merge_step(method: Method, tokens: Tokens, leave: int | None) -> tuple[MergePlan, Tensor, Tensor, Tensor | None]:
     """All that one merge step computes: the plan, the tokens after it, their sizes, and the attention bias."""
-    with _full_precision(tokens.x_BNC):
+    with full_precision(tokens.x_BNC):
         plan = method.plan(tokens, leave)
         x_BKC, size_BK1 = plan.merge(tokens.x_BNC, tokens.size_BN1)
         bias_B11K = attention_bias(size_BK1, plan.valid_BK, method.prop_attn)
@@ -166,7 +166,7 @@ def attention_bias(size_BN1: Tensor, valid_BN: Tensor | None, prop_attn: bool) -
     return bias_BN1.masked_fill(~valid_BN1, float("-inf")).mT[:, None]
 
 
-def _full_precision(x: Tensor) -> AbstractContextManager:
+def full_precision(x: Tensor) -> AbstractContextManager:
     """No autocast: weights, sizes and their sums are float32 where half precision would lose mass."""
     device = x.device.type
     enabled = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

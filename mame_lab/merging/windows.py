@@ -51,6 +51,9 @@ def partition(height: int, width: int, device: torch.device) -> tuple[Tensor, Te
 
 
 def part(side: int, window: int) -> int:
-    """The divisor of a grid's side that is nearest, as a ratio, to a window's; the side itself where window is 0."""
-    divisors = [length for length in range(2, side + 1) if side % length == 0]
-    return min(divisors, key=lambda length: abs(math.log(length / window))) if window and divisors else side
+    """The even divisor of a grid's side that is nearest, as a ratio, to a window's; an odd side is not cut.
+
+    So windows add no targets to those of the whole grid. A window of 0 cuts nothing.
+    """
+    lengths = [length for length in range(2, side + 1, 2) if side % length == 0]
+    return min(lengths, key=lambda length: abs(math.log(length / window))) if window and lengths else side

@@ -78,13 +78,14 @@ def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture
     prompts: Prompts = run.dataset
     requests, options = prompts.requests(), prompts.options()
     plain = pipe.unet
-    unets = {UNMERGED: plain} | {arm: apply(twin(plain), method) for arm, method in methods(run.mame).items()}
+    arms_of = methods(run.mame)
+    unets = {UNMERGED: plain} | {arm: apply(twin(plain), method) for arm, method in arms_of.items()}
     inputs = captured_step(pipe, requests[0], options)
     pictures = list(generate(pipe, unets, requests, options))
     steps = {arm: _step(unet, inputs) for arm, unet in unets.items()}
     limits = {"max_rounds": run.speed.max_rounds, "seconds": run.speed.seconds}
     taken = speed.time_interleaved(steps, plain.device, **limits)
-    passes = prompts.steps * len(inputs[0][0])
+    passes = len(pipe.scheduler.timesteps) * len(inputs[0][0])
     quality = _quality(pictures, prompts)
     arms = {
         arm: Arm(
@@ -109,7 +110,7 @@ def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture
             speedup=speedups[arm],
             conditions=replace(conditions, more=conditions.more | {"merging": str(method)}),
         )
-        for arm, method in methods(run.mame).items()
+        for arm, method in arms_of.items()
     }, pictures
 
 
@@ -117,7 +118,10 @@ def methods(method: Method) -> dict[str, Method]:
     """The method, and where it merges ToMe for Stable Diffusion with the same budget in the same blocks."""
     if isinstance(method, ToMeSD) or not method.r:
         return {MERGED: method}
-    return {MERGED: method, TOMESD: ToMeSD(r=method.r, schedule=method.schedule, blocks=method.blocks)}
+    return {
+        MERGED: method,
+        TOMESD: ToMeSD(r=method.r, schedule=method.schedule, blocks=method.blocks, clamp=method.clamp),
+    }
 
 
 def save(pictures: Sequence[Picture], results: dict[str, Result], folder: Path) -> dict[str, Path]:

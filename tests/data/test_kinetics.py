@@ -153,7 +153,7 @@ def test_videos_come_in_mixed_order(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "lines", "message"),
     [
-        ({"root": None}, None, "dataset.root=None holds no val.csv"),
+        ({"root": None}, None, "dataset.root=None is not set"),
         ({}, None, "dataset.root={root} holds no val.csv"),
         ({}, "a.mp4 0\nb.mp4\n", "{root}/val.csv, line 2: 'b.mp4' is no 'PATH LABEL'"),
         ({}, "a.mp4 jump\n", "{root}/val.csv, line 1: 'a.mp4 jump' is no 'PATH LABEL'"),

@@ -101,11 +101,21 @@ def test_ward_compares_windows_on_one_scale():
 
 
 @pytest.mark.parametrize(
-    ("side", "window", "length"), [(64, 16, 16), (96, 16, 16), (48, 16, 16), (40, 16, 20), (67, 16, 67), (1, 16, 1)]
+    ("side", "window", "length"),
+    [(64, 16, 16), (96, 16, 16), (48, 16, 16), (40, 16, 20), (60, 16, 20), (67, 16, 67), (45, 16, 45), (1, 16, 1)],
 )
 def test_windows_divide_a_side(side, window, length):
     assert part(side, window) == length
     assert part(side, 0) == side
+
+
+@pytest.mark.parametrize("grid", [(60, 60), (45, 45), (90, 160), (50, 45)])
+def test_windows_keep_no_more_targets_than_the_grid_has(grid):
+    x_BNC, tokens = grid_tokens(1, grid), grid[0] * grid[1]
+    most = tokens - -(-grid[0] // 2) * -(-grid[1] // 2)
+    match = MaMe(r=0.5).match(x_BNC, grid)
+    assert len(match.source_S) == most
+    assert assign(match, tokens, most).index_BK.shape[1] == tokens - most
 
 
 def test_tomesd_draws_one_target_in_each_cell_for_all_samples():

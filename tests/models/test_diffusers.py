@@ -197,6 +197,24 @@ def test_what_the_user_hands_to_attention_still_arrives():
     assert heard == [3] * len(unet.attn_processors)
 
 
+def test_under_autocast_the_choice_is_made_in_full_precision(monkeypatch):
+    unet = mame_lab.apply(UNet2DConditionModel(**KINDS["sd1"]).eval(), r=0.5)
+    types, match = [], Ward.match
+    monkeypatch.setattr(
+        Ward, "match", lambda self, x, grid: types.append((found := match(self, x, grid)).score_BS.dtype) or found
+    )
+    given = {name: x.float() if x.is_floating_point() else x for name, x in inputs().items()}
+    with torch.autocast("cpu", torch.bfloat16):
+        run(unet, **given)
+    assert set(types) == {torch.float32}
+
+
+def test_attention_arguments_by_position_are_refused():
+    unet = mame_lab.apply(unet_of(), r=0.5)
+    with pytest.raises(MameLabError, match="cross_attention_kwargs by keyword"):
+        unet(*inputs().values(), None, None, None, {})
+
+
 def test_copies_and_files_of_a_merging_unet():
     unet = mame_lab.apply(unet_of(), r=0.5)
     merged = run(unet)
@@ -241,7 +259,7 @@ def test_compiles_into_one_graph():
         (Drop(r=0.5), "cannot merge in a U-Net: choose ward, paper or tomesd"),
         (MaMe(r=0.5, tau=0.5), "mame.tau=0.5 has no meaning in a U-Net"),
         (Ward(r=[0.5, 0.5]), "one for each of the 3 blocks"),
-        (Ward(flops=0.5), "targets"),
+        (Ward(flops=0.5), "has a target, which no U-Net is solved for"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(method, named):
@@ -288,6 +306,6 @@ def test_what_is_not_known_is_refused():
     unet = unet_of()
     attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
     attention.forward = attention.forward
-    with pytest.raises(UnsupportedModelError, match="apply before offloading"):
+    with pytest.raises(UnsupportedModelError, match="was replaced: undo that patch"):
         mame_lab.apply(unet, r=0.5)
     assert not merges(unet)

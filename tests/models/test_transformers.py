@@ -25,11 +25,11 @@ from torch.nn import functional as F
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
 import mame_lab
-from mame_lab import pictures, speed
+from mame_lab import hub, pictures, speed
 from mame_lab.config import EvalConfig
 from mame_lab.data.preprocessing import Preprocessing
 from mame_lab.merging import Drop, ToMe, Ward
-from mame_lab.models import family, family_of, weights
+from mame_lab.models import family, family_of
 from mame_lab.models.settings import ModelSettings
 
 every_family = pytest.mark.parametrize("name", TRANSFORMERS)
@@ -224,8 +224,8 @@ def tiny(name: str, args: dict | None = None, **changes) -> ModelSettings:
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch):
-    monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(weights.constants, "ENDPOINT", "http://localhost:9")
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://localhost:9")
 
 
 @every_family

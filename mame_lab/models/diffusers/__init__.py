@@ -28,6 +28,8 @@ def attach(model: Any, method: Method) -> None:
     """
     unet = unet_of(model)
     levels = resolutions(unet)
+    if method.target:
+        raise MameLabError(f"mame={method} has a target, which no U-Net is solved for: set mame.r, such as mame.r=0.5")
     schedule = method.schedule_for(len(levels))
     if not method.restores:
         raise MameLabError(f"mame={method} cannot merge in a U-Net: choose ward, paper or tomesd")

@@ -28,6 +28,9 @@ def load(settings: ModelSettings) -> Any:
         MameLabError: it cannot be fetched or read, or its random form is not described.
         UnsupportedModelError: its U-Net cannot be merged.
     """
+    for key in ("num_classes", "img_size", "tokenizer"):
+        if getattr(settings, key) is not None:
+            raise MameLabError(f"model.{key}={getattr(settings, key)} is not for a pipeline: leave it out")
     if settings.weights is not None:
         pipe = _read(settings.weights, f"model.weights={settings.weights}", local=True)
     elif settings.pretrained:
@@ -35,6 +38,8 @@ def load(settings: ModelSettings) -> Any:
     else:
         pipe = build(settings)
     transformers_of(unet_of(pipe))
+    if getattr(pipe, "safety_checker", None) is not None:
+        pipe.safety_checker = None  # It blackens images, perhaps those of one arm alone.
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -71,6 +76,8 @@ def byte_tokenizer() -> CLIPTokenizer:
 
 
 def _read(source: str, said: str, local: bool) -> DiffusionPipeline:
+    if local and not Path(source).is_dir():
+        raise MameLabError(f"{said} is no folder: give one that diffusers' save_pretrained wrote")
     if local and not (Path(source) / "model_index.json").is_file():
         raise MameLabError(f"{said} holds no pipeline: give a folder that diffusers' save_pretrained wrote")
     try:

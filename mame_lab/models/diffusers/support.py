@@ -90,7 +90,7 @@ def _check(unet: UNet2DConditionModel, transformer: Any) -> None:
             if "forward" in vars(part):
                 raise _unsupported(
                     unet,
-                    f"the forward of a {_name(part)} was replaced: apply before offloading, and undo other patches",
+                    f"the forward of a {_name(part)} was replaced: undo that patch",
                 )
 
 

@@ -5,24 +5,29 @@ B batch, N tokens of the grid, K tokens that remain, C channels.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, SlicedAttnProcessor
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.assignment import Assignment, assign
 from mame_lab.merging.method import Method
 from mame_lab.merging.schedule import Schedule
+from mame_lab.merging.state import full_precision
 
 # What carries the merging of a pass to its attentions: an entry of diffusers' own cross_attention_kwargs.
 KEY = "merging"
+POSITIONAL = 6  # arguments of a U-Net before cross_attention_kwargs
 
 
-class Pass(NamedTuple):
-    """What the attentions of one pass through the U-Net share.
+@dataclass(frozen=True)
+class Pass:
+    """What the attentions of one pass through the U-Net share. No tuple: hooks of offloading would rebuild it.
 
     Attributes:
         method: decides which tokens merge.
@@ -47,7 +52,8 @@ class Pass(NamedTuple):
             return None
         if attention.place not in self.plans:
             first_BNC = x_BNC.chunk(2)[0] if self.guided else x_BNC
-            plan = assign(self.method.match(first_BNC, self.grid), x_BNC.shape[1], leave)
+            with full_precision(x_BNC):
+                plan = assign(self.method.match(first_BNC, self.grid), x_BNC.shape[1], leave)
             self.plans[attention.place] = plan.repeat(2) if self.guided else plan
         return self.plans[attention.place]
 
@@ -56,7 +62,7 @@ class MergingTransformer(Transformer2DModel):
     """diffusers' Transformer2DModel, which tells its attentions the grid."""
 
     def forward(self, hidden_states: Tensor, *args, cross_attention_kwargs: dict[str, Any], **kwargs):
-        merging = cross_attention_kwargs[KEY]._replace(grid=tuple(hidden_states.shape[-2:]))
+        merging = replace(cross_attention_kwargs[KEY], grid=tuple(hidden_states.shape[-2:]))
         return super().forward(
             hidden_states, *args, cross_attention_kwargs=cross_attention_kwargs | {KEY: merging}, **kwargs
         )
@@ -110,10 +116,15 @@ class Denoising:
         self.last: tuple[torch.Size, float] | None = None
 
     def __call__(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if len(args) > POSITIONAL:
+            raise MameLabError("a U-Net that merges takes cross_attention_kwargs by keyword: call it so")
         given = dict(zip(("sample", "timestep"), args, strict=False)) | kwargs
-        self._step(given["sample"], given["timestep"])
-        guided = self.method.grid.share_guidance and _halves_are_equal(given["sample"])
-        merging = Pass(self.method, self.schedule, self.plans, guided)
+        try:
+            self._step(given["sample"], given["timestep"])
+            guided = self.method.grid.share_guidance and _halves_are_equal(given["sample"])
+            merging = Pass(self.method, self.schedule, self.plans, guided)
+        except DataDependentOutputException:  # Costs are counted by shapes alone: every sample and step by itself.
+            merging = Pass(self.method, self.schedule, {}, False)
         return args, kwargs | {"cross_attention_kwargs": (kwargs.get("cross_attention_kwargs") or {}) | {KEY: merging}}
 
     def _step(self, sample: Tensor, timestep: Tensor | float) -> None:
@@ -121,7 +132,7 @@ class Denoising:
         if self.method.grid.reuse_steps == 1:
             self.plans = {}
             return
-        now = sample.shape, float(timestep)
+        now = sample.shape, float(torch.as_tensor(timestep).max())
         begins = self.last is None or self.last[0] != now[0] or self.last[1] <= now[1]
         self.steps = 0 if begins or self.steps + 1 >= self.method.grid.reuse_steps else self.steps + 1
         self.last = now
