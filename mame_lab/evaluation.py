@@ -99,6 +99,7 @@ def _conditions(
         rounds=inference.rounds,
         seed=config.seed,
         processes=trainer.world_size,
+        library=config.model.family,
         weights=weights_hash(model),
         model=config.model.name,
         dataset=config.dataset.name,

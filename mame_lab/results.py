@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 Z_95 = 1.959963984540054  # 95 % of a normal distribution lie within so many standard deviations
 
+# The names that libraries are installed by, where they are others.
+DISTRIBUTIONS = {"open_clip": "open_clip_torch"}
+
 LEGEND = (
     "[low, high]: 95 % interval. Agreement: same top-1 class as unmerged. KL: divergence of merged from unmerged class "
     "probabilities. Feature error: how far merging moves a feature, over how far features lie from their mean. GFLOPs: "
@@ -315,9 +318,10 @@ def gather_conditions(
     seed: int | None,
     weights: str,
     processes: int = 1,
+    library: str = "timm",
     **more: Any,
 ) -> Conditions:
-    """The conditions of this process, here and now. `weights` is the `weights_hash` of the model."""
+    """The conditions of this process, here and now. `weights` is the `weights_hash` of the model of `library`."""
     import torch
 
     return Conditions(
@@ -328,7 +332,7 @@ def gather_conditions(
         threads=torch.get_num_threads(),
         seed=seed,
         weights=weights,
-        versions=_versions("mame_lab", "torch", "timm") | {"python": platform.python_version()},
+        versions=_versions("mame_lab", "torch", "timm", library) | {"python": platform.python_version()},
         commit=_commit(),
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
         processes=processes,
@@ -349,11 +353,11 @@ def _device_name(device: torch.device) -> str:
     return f"{(names or [platform.processor() or platform.machine()])[0]} CPU"
 
 
-def _versions(*packages: str) -> dict[str, str]:
+def _versions(*libraries: str) -> dict[str, str]:
     versions = {}
-    for package in packages:
+    for library in libraries:
         with suppress(PackageNotFoundError):
-            versions[package] = version(package)
+            versions[library] = version(DISTRIBUTIONS.get(library, library))
     return versions
 
 

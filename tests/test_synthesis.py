@@ -47,6 +47,7 @@ def test_one_command_makes_images_table_and_contact_sheet(entry_point, tmp_path,
     assert result.conditions.more["merging"] == "ward(r=0.5)"
     assert tomesd.conditions.more["merging"] == "tomesd(r=0.5)"
     assert result.conditions.more["pixels"] == "96x64"
+    assert "diffusers" in result.conditions.versions
     images = sorted(path.name for path in (tmp_path / "images").iterdir())
     assert images == [f"{i:03d}_{arm}.png" for i in range(2) for arm in ("mame", "tomesd", "unmerged")]
     assert Image.open(tmp_path / "images" / images[0]).size == (96, 64)

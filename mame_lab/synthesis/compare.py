@@ -182,6 +182,7 @@ def _conditions(unet: Any, run: EvalConfig, rounds: int, pictures: Sequence[Pict
         rounds=rounds,
         seed=run.seed,
         weights=weights_hash(unet),
+        library=run.model.family,
         model=run.model.name,
         dataset=run.dataset.name,
         images=len(pictures),
