@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mame_lab.models import depends_on_batch, family_of, twin, unmerged_twin
+from mame_lab.models import depends_on_batch, tracing_family_of, twin, unmerged_twin
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,7 +62,7 @@ def summary(model: nn.Module, images: Tensor) -> ModelSummary:
 
     from mame_lab import speed
 
-    family = family_of(model)
+    family = tracing_family_of(model)
     merged, unmerged = twin(model).eval(), unmerged_twin(model).eval()
     with torch.no_grad():
         tokens, tokens_unmerged = family.trace(merged, images), family.trace(unmerged, images)

@@ -16,7 +16,7 @@ from mame_lab.errors import MameLabError
 from mame_lab.merging import Method
 from mame_lab.merging.bipartite import Bipartite
 from mame_lab.merging.schedule import factors, merging_blocks, over_blocks, shaped
-from mame_lab.models import adapts, apply, depends_on_batch, family_of, twin, unmerged_twin
+from mame_lab.models import adapts, apply, depends_on_batch, family_of, tracing_family_of, twin, unmerged_twin
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -49,6 +49,7 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     """
     if not method.target:
         return method
+    tracing_family_of(model)
     from rich.console import Console
     from rich.progress import Progress
 

@@ -51,6 +51,21 @@ def family_of(model: nn.Module) -> ModuleType:
     )
 
 
+def tracing_family_of(model: nn.Module) -> ModuleType:
+    """The same, for what follows tokens from block to block.
+
+    Raises:
+        UnsupportedModelError: also for a diffusion pipeline, whose tokens come back after every attention.
+    """
+    found = family_of(model)
+    if not hasattr(found, "trace"):
+        raise UnsupportedModelError(
+            f"mame_lab.solve and mame_lab.summary do not take a {type(model).__qualname__}: set r, and let "
+            f"eval.py dataset=prompts benchmark=denoiser say what it costs"
+        )
+    return found
+
+
 def apply(model: nn.Module, method: Method | None = None, **settings) -> nn.Module:
     """Merge tokens in a model, in place. Applying again replaces the earlier merging.
 

@@ -289,6 +289,13 @@ def test_what_is_for_grids_is_refused_by_a_vision_transformer(method, named):
         mame_lab.apply(build("vit"), method)
 
 
+def test_tokens_that_come_back_are_not_followed():
+    with pytest.raises(UnsupportedModelError, match=r"solve and mame_lab.summary do not take a UNet2DConditionModel"):
+        mame_lab.solve(unet_of(), Ward(flops=0.5), inputs()["sample"])
+    with pytest.raises(UnsupportedModelError, match="benchmark=denoiser"):
+        mame_lab.summary(unet_of(), inputs()["sample"])
+
+
 class OwnTransformer(Transformer2DModel):
     pass
 
