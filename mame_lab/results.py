@@ -202,7 +202,6 @@ class Result:
         for heading, rows in (
             (f"Accuracy, {self.evaluated_by}", _accuracy(self)),
             ("Label-free fidelity", _fidelity(self)),
-            ("Images", _quality(self)),
             ("Cost", _cost(self)),
             (f"Speed, batch {self.conditions.batch}", _speed(self)),
         ):
@@ -243,12 +242,6 @@ def _fidelity(result: Result) -> Iterator[tuple[str, ...]]:
         yield "feature error", f"{result.feature_error:.2g}"
 
 
-def _quality(result: Result) -> Iterator[tuple[str, ...]]:
-    for name, value in result.merged.quality.items():
-        original = result.unmerged.quality.get(name)
-        yield name, f"{value:.4g}", *([] if original is None else [f"{original:.4g}"])
-
-
 def _cost(result: Result) -> Iterator[tuple[str, ...]]:
     merged, unmerged = result.merged, result.unmerged
     yield from _ratio("GFLOPs a sample", merged.gflops, unmerged.gflops)
@@ -262,7 +255,6 @@ def _speed(result: Result) -> Iterator[tuple[str, ...]]:
     if (processes := result.conditions.processes) > 1:
         total = merged.samples_per_s * processes, unmerged.samples_per_s * processes
         yield from _ratio(f"samples/s, all {processes}", *total, result.speedup)
-    yield from _ratio("one step p50, ms", merged.step_ms_p50, unmerged.step_ms_p50)
     yield from _ratio("latency p50, ms", merged.latency_ms_p50, unmerged.latency_ms_p50)
     yield from _ratio("latency p95, ms", merged.latency_ms_p95, unmerged.latency_ms_p95)
     yield from _ratio(

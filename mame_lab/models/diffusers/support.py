@@ -88,10 +88,7 @@ def _check(unet: UNet2DConditionModel, transformer: Any) -> None:
             if plain(part) is not cls:
                 raise _unsupported(unet, f"it has a {_name(part)} for a {cls.__name__}")
             if "forward" in vars(part):
-                raise _unsupported(
-                    unet,
-                    f"the forward of a {_name(part)} was replaced: undo that patch",
-                )
+                raise _unsupported(unet, f"the forward of a {_name(part)} was replaced: undo that patch")
 
 
 def plain(part: Any) -> type:

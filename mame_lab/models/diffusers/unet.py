@@ -146,5 +146,5 @@ def _halves_are_equal(sample: Tensor) -> bool:
 
 
 def unmergeable(grid: tuple[int, int]) -> int:
-    """The tokens of a grid that no partition lets leave: one in each cell of 2 x 2, begun ones counted."""
+    """The tokens of a grid that stay at the least: one in each cell of 2 x 2, begun ones counted."""
     return -(-grid[0] // 2) * -(-grid[1] // 2)
