@@ -33,11 +33,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from torch.nn.functional import cross_entropy
 
     import mame_lab
-    from mame_lab import checkpoint, compilation, finetune, models, resuming, targets, tracking, training
+    from mame_lab import models, resuming, targets, tracking, training
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.evaluation import evaluate
-    from mame_lab.tasks.classification import Classification
+    from mame_lab.fitting import fit
 
     print = rank_zero_only(rich.print)
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -61,17 +61,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         run.mame = targets.meet(model, run.mame, data, trainer, folder)
         values["mame"] = asdict(run.mame)
         mame_lab.apply(model, run.mame)
-        print(finetune.table(finetune.freeze(model, run.finetune)))
-        if run.compile:
-            compilation.check_compiles(model, trainer.strategy.root_device)
-            compilation.compile_models(model)
-        trained = models.twin(model) if run.trainer.shards else model
-        task = Classification(trained, len(data.classes), run.optim, values)
-        trainer.fit(task, data, ckpt_path=past and past.path)
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            model.load_state_dict(checkpoint.read(best).state)
-
+        fit(model, data, trainer, run, values, past)
         judge = run.trainer.unsharded().build(folder, loggers) if run.trainer.shards else trainer
         result = evaluate(model, data, judge, run, training_loss=cross_entropy)
         tracking.log_result(loggers, result, trainer.global_step)

@@ -95,6 +95,11 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.generates:
             raise MameLabError("dataset=prompts is not trained on: merging in pipelines is training-free, use eval.py")
+        if self.finetune.cache and (self.compile or self.trainer.shards or self.trainer.fast_dev_run):
+            raise MameLabError(
+                "finetune.cache=true excludes compile=true, trainer.strategy=fsdp and trainer.fast_dev_run: what is "
+                "left to train is small, leave them"
+            )
 
 
 @dataclass(kw_only=True)

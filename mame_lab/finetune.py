@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
+DTYPES = ("float32", "float16", "bfloat16")
+
 
 @dataclass
 class Finetune:
@@ -23,10 +25,26 @@ class Finetune:
         name: what to call the choice.
         train: regular expressions, each matched against the full names of modules; what matches trains, with all below
             it. A numbered child also answers to its index from the end: `blocks.-1` is the last block. None: all.
+        cache: compute what enters the first trained part once for every sample, keep it on disk (in the folder that
+            MAME_LAB_CACHE names), and train from there.
+        views: augmented views of every training image that are kept.
+        cache_dtype: of the kept tokens, one of `DTYPES`; float32 is exact, the others take half the room.
     """
 
     name: str
     train: list[str] | None = None
+    cache: bool = False
+    views: int = 1
+    cache_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise MameLabError(f"finetune.views={self.views} is not positive: set it to 1 or more")
+        if self.cache_dtype not in DTYPES:
+            raise MameLabError(f"finetune.cache_dtype={self.cache_dtype} is not known: choose from {', '.join(DTYPES)}")
+        for key, default in (("views", 1), ("cache_dtype", DTYPES[0])):
+            if getattr(self, key) != default and not self.cache:
+                raise MameLabError(f"finetune.{key}={getattr(self, key)} needs finetune.cache=true")
 
 
 @dataclass(frozen=True)

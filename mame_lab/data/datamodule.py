@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from mame_lab.data.dataset import ImageDataset, VideoDataset
 from mame_lab.data.preprocessing import Preprocessing
@@ -127,7 +127,7 @@ class ImageData(LightningDataModule):
         transformed = TransformedImages(images, self.dataset.evaluation(self.preprocessing))
         return self._loader(transformed, EvaluationBatches(len(images), self.dataset.batch_size))
 
-    def _loader(self, images: TransformedImages, batches: Sampler, **options: Any) -> DataLoader:
+    def _loader(self, images: Dataset, batches: Any, **options: Any) -> DataLoader:
         workers = self.dataset.num_workers
         workers = min(usable_cpus(), 8) if workers is None else workers
         return LateLoader(

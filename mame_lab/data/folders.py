@@ -38,6 +38,10 @@ class ImageFiles:
         except Exception as error:  # Pillow meets broken files with OSError, SyntaxError, ValueError, struct.error, ...
             raise MameLabError(f"image {path} cannot be read ({error}): replace or delete the file") from error
 
+    def sources(self) -> list[str]:
+        """The files that it reads."""
+        return [path for path, _ in self.files]
+
     def subset(self, indices: Iterable[int]) -> ImageFiles:
         return ImageFiles([self.files[i] for i in indices], self.classes)
 

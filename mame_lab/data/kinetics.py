@@ -36,6 +36,10 @@ class VideoFiles:
         path, label = self.files[index]
         return VideoFile(path), label
 
+    def sources(self) -> list[str]:
+        """The files that it reads."""
+        return [path for path, _ in self.files]
+
 
 @dataclass
 class Kinetics400(VideoDataset):

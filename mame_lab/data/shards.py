@@ -48,6 +48,10 @@ class ShardedImages:
         except Exception as error:  # Pillow meets broken files with OSError, SyntaxError, ValueError, struct.error, ...
             raise MameLabError(f"image {self.name(index)} cannot be read ({error}): write the shard again") from error
 
+    def sources(self) -> list[str]:
+        """The files that it reads."""
+        return self.shards
+
     def name(self, index: int) -> str:
         """What to call an image in a message."""
         shard, offset = self.places_N4[index, :2].tolist()

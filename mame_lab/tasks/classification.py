@@ -50,8 +50,8 @@ class Classification(LightningModule):
         inputs, labels_B = batch
         loss = F.cross_entropy(self(inputs), labels_B, label_smoothing=self.optim.label_smoothing)
         self._stop_unless_finite("train/loss", loss)
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("train/loss", loss, batch_size=len(labels_B), prog_bar=True, sync_dist=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(labels_B))
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:

@@ -4,7 +4,18 @@ A tower is timm's own transformer, so merging in it is that of the timm family; 
 """
 
 from mame_lab.models.open_clip.loading import build, load, load_weights
-from mame_lab.models.timm import attach, block_names, classifier, data_config, detach, grid, match_classes, plans, trace
+from mame_lab.models.timm import (
+    attach,
+    block_names,
+    classifier,
+    data_config,
+    detach,
+    grid,
+    match_classes,
+    plans,
+    staged,
+    trace,
+)
 from mame_lab.models.timm.forward import TimmTransformer
 
 __all__ = [
@@ -20,6 +31,7 @@ __all__ = [
     "match_classes",
     "name_classes",
     "plans",
+    "staged",
     "trace",
 ]
 

@@ -15,8 +15,8 @@ from rich.progress import track
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
+from mame_lab import cache
 from mame_lab.errors import MameLabError
-from mame_lab.models.open_clip import cache
 
 BATCH = 256  # prompts that are encoded at a time
 TEMPLATES = {

@@ -4,12 +4,16 @@ B batch, D depth.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
+from mame_lab.merging.schedule import Schedule, make_schedule
+from mame_lab.merging.ward import Ward
+from mame_lab.models import twin
 from mame_lab.models.timm.forward import MergingTransformer, TimmTransformer
 from mame_lab.models.timm.loading import build, data_config, load, load_weights
 from mame_lab.models.timm.support import architecture_of
@@ -28,6 +32,7 @@ __all__ = [
     "match_classes",
     "name_classes",
     "plans",
+    "staged",
     "trace",
 ]
 
@@ -39,14 +44,18 @@ def attach(model: TimmTransformer, method: Method) -> None:
         UnsupportedModelError: the model is not exactly one of those that are known; it is left as it was.
         MameLabError: the schedule does not fit the model; it is left as it was.
     """
-    architecture = architecture_of(model)
+    architecture_of(model)
     method.check_sequences()
     schedule = method.schedule_for(len(model.blocks))
     if model.patch_embed.num_patches:
         schedule.walk(model.patch_embed.num_patches, warn=True)
     detach(model)
-    if schedule.off:
-        return
+    if not schedule.off:
+        _enter(model, method, schedule)
+
+
+def _enter(model: TimmTransformer, method: Method, schedule: Schedule) -> None:
+    architecture = architecture_of(model)
     model.__class__ = architecture.merging
     vars(model).update(method=method, schedule=schedule)
     for block in model.blocks:
@@ -61,6 +70,17 @@ def detach(model: TimmTransformer) -> None:
         del model.method, model.schedule
         for block in model.blocks:
             block.__class__ = architecture.block
+
+
+def staged(model: TimmTransformer) -> nn.Module:
+    """A copy that shares all parameters and buffers, merges as the model does, and can stop and go on at a stage.
+
+    It has `halfway` and takes what that gives as input; see `mame_lab.models.stages`.
+    """
+    staged: Any = twin(model)
+    if not isinstance(staged, MergingTransformer):
+        _enter(staged, Ward(r=0), make_schedule(0, None, len(staged.blocks)))
+    return staged
 
 
 def classifier(model: TimmTransformer) -> nn.Module:

@@ -41,6 +41,12 @@ class MergingEva(MergingTransformer, Eva):
         x_BNC, rope = self._pos_embed(self.patch_embed(x))
         return self.norm_pre(x_BNC), rope
 
+    def positions(self) -> Tensor | None:
+        if self.rope is None:
+            return None
+        fixed = hasattr(self.rope, "feat_shape") and not self.dynamic_img_size
+        return self.rope.get_embed(None if fixed else self.patch_embed.grid_size)
+
     def block_inputs(self, index: int, state: MergeState, embedding: Tensor | None) -> tuple[Tensor | None]:
         rope = embedding[index] if embedding is not None and self.rope_mixed else embedding
         if rope is None or state.origin_BN is None:

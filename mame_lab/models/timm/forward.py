@@ -18,6 +18,7 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
+from mame_lab.models.stages import Halfway
 
 POOLS = ("", "token", "avg", "map")
 TimmTransformer = VisionTransformer | Eva
@@ -64,9 +65,30 @@ class MergingTransformer(nn.Module):
         """What a block is called with besides tokens and merging."""
         return ()
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        x_BKC, state = self.encode(x, attn_mask, is_causal, record=self.global_pool == "")
-        return self.head(self.head_drop(self.fc_norm(self._pool_merged(x_BKC, state))))
+    def positions(self) -> Any:
+        """What `embed` gives beside the tokens, for images of the model's own size."""
+
+    def forward(self, x: Tensor | Halfway, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if isinstance(x, Halfway):
+            return self._go_on(x)
+        return self._classify(
+            self._pool(*self._run_blocks(*self._start(x, attn_mask, is_causal, self.global_pool == "")))
+        )
+
+    def halfway(self, x: Tensor, stage: int) -> Halfway:
+        """What enters a stage (see `stages`) of images (B, 3, H, W); `forward` takes it in their place."""
+        x_BNC, state = self._run_blocks(*self._start(x, None, False, record=False), last=stage)
+        if stage > len(self.blocks):
+            return Halfway(stage, self._pool(x_BNC, state)[:, None])
+        return Halfway(stage, state.unpack(x_BNC), state.size_BN1, state.origin_BN, state.valid_BN)
+
+    def _go_on(self, halfway: Halfway) -> Tensor:
+        if halfway.stage > len(self.blocks):
+            return self._classify(halfway.x_BNC[:, 0])
+        state = halfway.state(self.num_prefix_tokens, self._packs, self.method)
+        return self._classify(
+            self._pool(*self._run_blocks(halfway.x_BNC, state, self.positions(), first=halfway.stage))
+        )
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         x_BKC, state = self.encode(x, attn_mask, is_causal, record=True)
@@ -82,9 +104,7 @@ class MergingTransformer(nn.Module):
             attn_mask, is_causal: of timm's signature; they have no meaning for merged tokens (MameLabError).
             record: keep the plans in the state, so that `state.restore` brings the tokens back to the full grid.
         """
-        x_BNC, state, embedding = self._start(x, attn_mask, is_causal, record)
-        for index in range(len(self.blocks)):
-            x_BNC, state = self._run_block(index, x_BNC, state, embedding)
+        x_BNC, state = self._run_blocks(*self._start(x, attn_mask, is_causal, record))
         return state.unpack(self.norm(x_BNC)), state
 
     def forward_intermediates(
@@ -141,8 +161,19 @@ class MergingTransformer(nn.Module):
         if attn_mask is not None or is_causal:
             raise MameLabError("attn_mask and is_causal have no meaning while tokens merge: call mame_lab.remove first")
         x_BNC, embedding = self.embed(x)
-        pack = self.method.packed and not self.training
-        return x_BNC, MergeState(self.num_prefix_tokens, record, pack), embedding
+        return x_BNC, MergeState(self.num_prefix_tokens, record, self._packs), embedding
+
+    @property
+    def _packs(self) -> bool:
+        return self.method.packed and not self.training
+
+    def _run_blocks(
+        self, x_BNC: Tensor, state: MergeState, embedding: Any, first: int = 0, last: int | None = None
+    ) -> tuple[Tensor, MergeState]:
+        """The tokens and the state after the blocks from `first` to `last`, not included."""
+        for index in range(len(self.blocks))[first:last]:
+            x_BNC, state = self._run_block(index, x_BNC, state, embedding)
+        return x_BNC, state
 
     def _run_block(self, index: int, x_BNC: Tensor, state: MergeState, embedding: Any) -> tuple[Tensor, MergeState]:
         leave = self.schedule.leaving(index, x_BNC.shape[1] - self.num_prefix_tokens)
@@ -150,6 +181,13 @@ class MergingTransformer(nn.Module):
         if self.grad_checkpointing:
             return checkpoint(self.blocks[index], *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return self.blocks[index](*inputs)
+
+    def _pool(self, x_BKC: Tensor, state: MergeState) -> Tensor:
+        """The feature (B, C) that enters the head, from the tokens after the last block."""
+        return self.fc_norm(self._pool_merged(state.unpack(self.norm(x_BKC)), state))
+
+    def _classify(self, x_BC: Tensor) -> Tensor:
+        return self.head(self.head_drop(x_BC))
 
     def _pool_merged(self, x_BKC: Tensor, state: MergeState) -> Tensor:
         skip = 0 if getattr(self, "pool_include_prefix", False) else self.num_prefix_tokens

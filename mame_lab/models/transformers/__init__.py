@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
+from mame_lab.merging.schedule import Schedule, make_schedule
+from mame_lab.merging.ward import Ward
+from mame_lab.models import twin
 from mame_lab.models.transformers.forward import MergingBackbone, layers_of, prefix_of
 from mame_lab.models.transformers.loading import build, data_config, load, load_weights, match_classes
 from mame_lab.models.transformers.support import architecture_of
@@ -29,6 +32,7 @@ __all__ = [
     "match_classes",
     "name_classes",
     "plans",
+    "staged",
     "trace",
 ]
 
@@ -43,14 +47,17 @@ def attach(model: Any, method: Method) -> None:
         UnsupportedModelError: the model is not exactly one of those that are known; it is left as it was.
         MameLabError: the schedule does not fit the model; it is left as it was.
     """
-    architecture = architecture_of(model)
+    architecture_of(model)
     method.check_sequences()
     schedule = method.schedule_for(len(block_names(model)))
     schedule.walk(model.base_model.embeddings.patch_embeddings.num_patches, warn=True)
     detach(model)
-    if schedule.off:
-        return
-    _change(model, architecture.merging)
+    if not schedule.off:
+        _enter(model, method, schedule)
+
+
+def _enter(model: Any, method: Method, schedule: Schedule) -> None:
+    _change(model, architecture_of(model).merging)
     for part in (model, model.base_model):
         vars(part).update(method=method, schedule=schedule)
 
@@ -70,6 +77,17 @@ def _change(model: Any, classes: dict[type[nn.Module], type[nn.Module]]) -> None
 
 def name_classes(model: Any, classes: list[str]) -> None:
     """Tell the model what the classes are called: nothing to a head of numbers."""
+
+
+def staged(model: Any) -> nn.Module:
+    """A copy that shares all parameters and buffers, merges as the model does, and can stop and go on at a stage.
+
+    It has `halfway` and takes what that gives as input; see `mame_lab.models.stages`.
+    """
+    staged = twin(model)
+    if not isinstance(staged.base_model, MergingBackbone):
+        _enter(staged, Ward(r=0), make_schedule(0, None, len(block_names(staged))))
+    return staged
 
 
 def classifier(model: Any) -> nn.Module:

@@ -20,6 +20,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
 from mame_lab.models import unmerged_twin
+from mame_lab.models.stages import Halfway
 
 Class = type[Any]
 Encoded = tuple[Tensor, MergeState, tuple[Tensor, ...] | None]
@@ -99,30 +100,37 @@ class MergingBackbone(Merging):
         """
         hidden = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
         hidden_states = []
-        for x_BNC, state in self._run(pixel_values, record or hidden, options):
+        for x_BNC, state in self.run(pixel_values, record or hidden, options):
             if hidden:
                 hidden_states.append(state.restore(state.unpack(x_BNC)))
-        return state.unpack(self._norm(x_BNC)), state, tuple(hidden_states) if hidden else None
+        return state.unpack(self.norm(x_BNC)), state, tuple(hidden_states) if hidden else None
 
     def plans(self, pixel_values: Tensor) -> list[MergePlan | None]:
         """The merge step of each layer, None where it has none."""
-        steps = [state.plans for _, state in self._run(pixel_values, True, {})]
+        steps = [state.plans for _, state in self.run(pixel_values, True, {})]
         return [after[-1] if len(after) > len(before) else None for before, after in pairwise(steps)]
 
-    def _run(self, pixel_values: Tensor, record: bool, options: dict[str, Any]) -> Iterator[tuple[Tensor, MergeState]]:
+    def run(self, pixel_values: Tensor, record: bool, options: dict[str, Any]) -> Iterator[tuple[Tensor, MergeState]]:
         """The tokens and the state before the first layer and after each."""
         check_attention(self)
         x_BNC = self.embed(pixel_values, **options)
-        state = MergeState(prefix_of(self), record, self.method.packed and not self.training)
+        yield from self.run_layers(x_BNC, MergeState(prefix_of(self), record, self.packs))
+
+    @property
+    def packs(self) -> bool:
+        return self.method.packed and not self.training
+
+    def run_layers(self, x_BNC: Tensor, state: MergeState, first: int = 0) -> Iterator[tuple[Tensor, MergeState]]:
+        """The tokens and the state before the layer `first` and after it and each that follows."""
         yield x_BNC, state
-        for index, layer in enumerate(self.get_submodule(layers_of(self)).children()):
+        for index, layer in list(enumerate(self.get_submodule(layers_of(self)).children()))[first:]:
             if self.training:
                 _check_checkpointing(layer)
             leave = self.schedule.leaving(index, x_BNC.shape[1] - state.prefix)
             x_BNC, state = layer(x_BNC, state, self.method, leave)
             yield x_BNC, state
 
-    def _norm(self, x_BNC: Tensor) -> Tensor:
+    def norm(self, x_BNC: Tensor) -> Tensor:
         return x_BNC if self.layernorm is None else self.layernorm(x_BNC)
 
 
@@ -136,17 +144,39 @@ class MergingClassifier(Merging):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | Halfway,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **options: Any,
     ) -> ImageClassifierOutput:
+        if isinstance(pixel_values, Halfway):
+            return ImageClassifierOutput(logits=self._go_on(pixel_values))
         x_BKC, state, hidden_states = self.base_model.encode(pixel_values, **options)
         logits_BK = self.classifier(self.pool(x_BKC, state))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels, logits_BK, self.config, num_items_in_batch=num_items_in_batch)
         return ImageClassifierOutput(loss=loss, logits=logits_BK, hidden_states=hidden_states)
+
+    def halfway(self, pixel_values: Tensor, stage: int) -> Halfway:
+        """What enters a stage (see `stages`); `forward` takes it in the place of pixel values."""
+        for index, (x_BNC, state) in enumerate(self.base_model.run(pixel_values, False, {})):
+            if index == stage:
+                return Halfway(stage, state.unpack(x_BNC), state.size_BN1, state.origin_BN, state.valid_BN)
+        return Halfway(stage, self._feature(x_BNC, state)[:, None])
+
+    def _go_on(self, halfway: Halfway) -> Tensor:
+        backbone: Any = self.base_model
+        if halfway.stage > len(backbone.get_submodule(layers_of(backbone))):
+            return self.classifier(halfway.x_BNC[:, 0])
+        state = halfway.state(prefix_of(backbone), backbone.packs, self.method)
+        *_, (x_BNC, state) = backbone.run_layers(halfway.x_BNC, state, halfway.stage)
+        return self.classifier(self._feature(x_BNC, state))
+
+    def _feature(self, x_BNC: Tensor, state: MergeState) -> Tensor:
+        """What enters the head, from the tokens after the last layer."""
+        backbone: Any = self.base_model
+        return self.pool(state.unpack(backbone.norm(x_BNC)), state)
 
 
 def layers_of(backbone: Any) -> str:

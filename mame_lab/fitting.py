@@ -1,0 +1,52 @@
+"""The training of a run: what trains, from which batches, and back to the best weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import rich
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
+
+from mame_lab import checkpoint, compilation, finetune, models
+from mame_lab.checkpoint import Checkpoint
+from mame_lab.config import TrainConfig
+from mame_lab.data.datamodule import ImageData
+from mame_lab.tasks.classification import Classification
+from mame_lab.trunk.data import TrunkData
+
+print = rank_zero_only(rich.print)
+
+
+def fit(
+    model: nn.Module,
+    data: ImageData,
+    trainer: Trainer,
+    run: TrainConfig,
+    values: dict[str, Any],
+    past: Checkpoint | None,
+) -> None:
+    """Train what `run.finetune` says; the model then has the weights of the best checkpoint.
+
+    Args:
+        model: merged.
+        data: its training and validation images.
+        trainer: what trains it.
+        run: the configuration.
+        values: the same as plain values, which every checkpoint carries.
+        past: where to go on from.
+    """
+    print(finetune.table(finetune.freeze(model, run.finetune)))
+    if run.compile:
+        compilation.check_compiles(model, trainer.strategy.root_device)
+        compilation.compile_models(model)
+    trained, batches = models.twin(model) if run.trainer.shards else model, data
+    if run.finetune.cache:
+        batches = TrunkData(data, model, run)
+        trained = batches.staged
+    task = Classification(trained, len(data.classes), run.optim, values)
+    trainer.fit(task, batches, ckpt_path=past and past.path)
+    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+    if best:
+        model.load_state_dict(checkpoint.read(best).state)

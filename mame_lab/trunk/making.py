@@ -1,0 +1,126 @@
+"""Computes what of every sample enters a stage, each process a share, and keeps it file by file.
+
+A run that is killed leaves whole files, and the next one makes those that are missing. B batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mame_lab import cache
+from mame_lab.errors import MameLabError
+from mame_lab.models.stages import Sample
+from mame_lab.trunk import identity
+from mame_lab.trunk.store import Kept, Store, create, described, find
+
+WAYS_OUT = (
+    f"set {cache.FOLDER} to another folder, finetune.cache_dtype=float16 (half as much), finetune.views lower, or "
+    f"finetune.cache=false"
+)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a split.
+
+    Args:
+        title: what it is called where it is shown.
+        parts: all that its outcome follows from, by name (see `identity`).
+        samples: (input, label) pairs, by the items of `items`.
+        items: one for each sample, in order.
+        compute: from a batch of inputs to what is kept of each.
+        dtype: of the tokens on disk.
+    """
+
+    title: str
+    parts: dict[str, Any]
+    samples: Dataset
+    items: list[Any]
+    compute: Callable[[Tensor], list[Sample]]
+    dtype: torch.dtype
+
+    def sample_bytes(self) -> int:
+        """Of the tokens of the first sample."""
+        (sample,) = self.compute(self.samples[self.items[0]][0][None])
+        return sample.x_NC.numel() * self.dtype.itemsize
+
+
+def keep(each: Pass, load: Callable[[Dataset, list], DataLoader], batch_size: int, trainer: Trainer) -> Store:
+    """The store of a pass: what is there already, and what is missing made now.
+
+    Args:
+        each: the pass.
+        load: makes the loader of a dataset from the list of its batches.
+        batch_size: samples in a batch.
+        trainer: its processes share the work.
+
+    Raises:
+        MameLabError: there is no room, or the processes do not see the same folder.
+    """
+    parts, trunks = identity.plain(each.parts), cache.folder() / "trunks"
+    folder = trunks / identity.key(parts)
+    try:
+        store, news = find(folder), ""
+        if store is None:
+            news = _news(identity.differences(parts, described(trunks)))
+            store = Store(folder, len(each.items), each.sample_bytes())
+            create(store, parts)
+        missing = store.missing(store.files[trainer.global_rank :: trainer.world_size])
+        store.check_room(missing)
+        if missing:
+            _make(each, store, missing, load, batch_size, trainer)
+    except OSError as error:
+        raise MameLabError(f"finetune.cache=true: {folder} cannot be written ({error}): {WAYS_OUT}") from error
+    trainer.strategy.barrier()
+    if store.absent():
+        raise MameLabError(
+            f"finetune.cache=true: not all processes write to {folder}: set {cache.FOLDER} to a folder that all see"
+        )
+    if trainer.is_global_zero:
+        print(_told(each, store, missing, news))
+    return store
+
+
+def _news(differences: list[str]) -> str:
+    return f" ({', '.join(differences)} changed)" if differences else ""
+
+
+def _told(each: Pass, store: Store, missing: list[int], news: str) -> str:
+    made = f"{sum(len(store.indices(file)) for file in missing)} made now{news}" if missing else "none made anew"
+    lost = "" if each.dtype == torch.float32 else f", {each.dtype} off by {store.error():.1e}".replace("torch.", "")
+    return f"Kept {each.title}: {len(store)} samples, {made}; {store.bytes() / 1e6:.0f} MB in {store.folder}{lost}"
+
+
+def _make(
+    each: Pass,
+    store: Store,
+    missing: list[int],
+    load: Callable[[Dataset, list], DataLoader],
+    batch_size: int,
+    trainer: Trainer,
+) -> None:
+    indices = [store.indices(file) for file in missing]
+    batches = [
+        [each.items[index] for index in mine[start : start + batch_size]]
+        for mine in indices
+        for start in range(0, len(mine), batch_size)
+    ]
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TimeRemainingColumn()
+    waiting, files = [], list(zip(missing, map(len, indices), strict=True))
+    with Progress(*columns, disable=trainer.progress_bar_callback is None or not trainer.is_global_zero) as progress:
+        task = progress.add_task(each.title, total=sum(map(len, indices)))
+        for inputs, labels_B in load(each.samples, batches):
+            kept = zip(each.compute(inputs), labels_B.tolist(), strict=True)
+            waiting += [Kept(sample, label) for sample, label in kept]
+            progress.advance(task, len(labels_B))
+            if len(waiting) == files[0][1]:
+                store.write(files.pop(0)[0], waiting, each.dtype)
+                waiting = []
