@@ -29,6 +29,10 @@ TINY = [
     "speed.cost_samples=2",
 ]
 
+# 12 photos from the trunk's cache.
+TRUNK = ["finetune.cache=true", "dataset.batch_size=8", "dataset.augment=none"]
+PHOTOS = ["dataset=natural", "dataset.kind=textures", "dataset.crops=4"]
+
 # A pipeline of a U-Net of 8 channels, for images of 96 x 64 px in 2 steps.
 SD_MINI = [
     "model=sd_mini",

@@ -19,12 +19,13 @@ from mame_lab import cache
 from mame_lab.errors import MameLabError
 from mame_lab.models.stages import Sample
 from mame_lab.trunk import identity
-from mame_lab.trunk.store import Kept, Store, create, described, find
+from mame_lab.trunk.store import FILE_BYTES, Kept, Store, create, described, find
 
 WAYS_OUT = (
     f"set {cache.FOLDER} to another folder, finetune.cache_dtype=float16 (half as much), finetune.views lower, or "
     f"finetune.cache=false"
 )
+TELLING = 3  # parts that changed, of what is still the same thing
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def keep(each: Pass, load: Callable[[Dataset, list], DataLoader], batch_size: in
         store, news = find(folder), ""
         if store is None:
             news = _news(identity.differences(parts, described(trunks)))
-            store = Store(folder, len(each.items), each.sample_bytes())
+            store = Store(folder, len(each.items), max(1, int(FILE_BYTES // each.sample_bytes())))
             create(store, parts)
         missing = store.missing(store.files[trainer.global_rank :: trainer.world_size])
         store.check_room(missing)
@@ -89,8 +90,9 @@ def keep(each: Pass, load: Callable[[Dataset, list], DataLoader], batch_size: in
     return store
 
 
-def _news(differences: list[str]) -> str:
-    return f" ({', '.join(differences)} changed)" if differences else ""
+def _news(changed: list[str]) -> str:
+    """Why something is made that was kept before; nothing where it is all but new."""
+    return f" ({' and '.join(changed)} changed)" if 0 < len(changed) <= TELLING else ""
 
 
 def _told(each: Pass, store: Store, missing: list[int], news: str) -> str:

@@ -36,12 +36,11 @@ class Store:
     Args:
         folder: where they are.
         samples: of all files.
-        sample_bytes: of the tokens of one, roughly.
+        per_file: samples of a file.
     """
 
-    def __init__(self, folder: Path, samples: int, sample_bytes: int) -> None:
-        self.folder, self.samples, self.sample_bytes = folder, samples, sample_bytes
-        self.per_file = max(1, int(FILE_BYTES // sample_bytes))
+    def __init__(self, folder: Path, samples: int, per_file: int) -> None:
+        self.folder, self.samples, self.per_file = folder, samples, per_file
         self.opened: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -108,10 +107,9 @@ class Store:
 
     def check_room(self, files: list[int]) -> None:
         """Raise OSError if these files will not fit on the disk."""
-        needed = sum(len(self.indices(file)) for file in files) * self.sample_bytes
-        free = shutil.disk_usage(self.folder).free
+        needed, free = len(files) * FILE_BYTES, shutil.disk_usage(self.folder).free
         if needed > free:
-            raise OSError(f"it takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+            raise OSError(f"it takes up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
 
     def _open(self, file: int) -> dict[str, Tensor]:
         if file not in self.opened and not self._reads(file):
@@ -131,7 +129,7 @@ class Store:
 def create(store: Store, parts: dict[str, Any]) -> None:
     """Make the folder of a store, with about.json that says what it is of."""
     store.folder.mkdir(parents=True, exist_ok=True)
-    about = {"samples": store.samples, "sample_bytes": store.sample_bytes, "parts": parts}
+    about = {"samples": store.samples, "per_file": store.per_file, "parts": parts}
     part = store.folder / f"about.{os.getpid()}.part"
     part.write_text(json.dumps(about, indent=1))
     part.replace(store.folder / ABOUT)
@@ -141,7 +139,7 @@ def find(folder: Path) -> Store | None:
     """The store in a folder, if there is one."""
     try:
         about = json.loads((folder / ABOUT).read_text())
-        return Store(folder, about["samples"], about["sample_bytes"])
+        return Store(folder, about["samples"], about["per_file"])
     except FileNotFoundError:
         return None
 

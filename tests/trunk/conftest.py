@@ -1,0 +1,49 @@
+"""A trunk of a small model and a few images, kept in a folder of the test's own."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from omegaconf import open_dict
+from runs import PHOTOS, TINY, TRUNK, compose_config
+
+import mame_lab
+from mame_lab import config, finetune, models
+from mame_lab.data.datamodule import ImageData
+from mame_lab.data.preprocessing import Preprocessing
+from mame_lab.trunk import making
+from mame_lab.trunk.data import TrunkData
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """The folder; files hold about three samples."""
+    monkeypatch.setenv("MAME_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(making, "FILE_BYTES", 3 * 101 * 16 * 4)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def trunk(tmp_path):
+    """Makes the TrunkData that train.py makes of these overrides, with what is kept of it."""
+
+    def make(*overrides, images=PHOTOS, recipe="last_layer", setup=True) -> TrunkData:
+        composed = compose_config("train", [*TINY, *TRUNK, *images, f"finetune={recipe}", *overrides])
+        with open_dict(composed):
+            del composed["hydra"]
+        values = config.plain(composed)
+        run = config.typed(config.TrainConfig, values)
+        family = models.family(run.model.family)
+        torch.manual_seed(run.seed)
+        model = family.load(run.model)
+        data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
+        family.match_classes(model, len(data.classes))
+        mame_lab.apply(model, run.mame)
+        finetune.freeze(model, run.finetune)
+        found = TrunkData(data, model, run)
+        found.trainer = replace(run.trainer, limit_train_batches=1.0, limit_val_batches=1.0).build(tmp_path, [])
+        if setup:
+            found.setup("fit")
+        return found
+
+    return make

@@ -1,0 +1,91 @@
+"""What a kept trunk follows from changes its key, and nothing else does."""
+
+import os
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+from mame_lab.data.folders import list_images
+from mame_lab.merging import Ward
+from mame_lab.trunk import identity
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("cat/0.png", "cat/1.png", "dog/0.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4), "teal").save(path)
+    return tmp_path / "images"
+
+
+def test_images_on_disk_are_known_by_their_files(folder):
+    before = identity.images(list_images(folder))
+    assert identity.images(list_images(folder)) == before
+
+    path = folder / "cat/1.png"
+    Image.new("RGB", (4, 4), "navy").save(path)
+    os.utime(path, (1, 1))
+    edited = identity.images(list_images(folder))
+    (folder / "dog/0.png").rename(folder / "cat/2.png")
+    Image.new("RGB", (4, 4), "teal").save(folder / "dog/1.png")
+    moved = identity.images(list_images(folder))
+    assert len({before, edited, moved}) == 3
+
+
+@pytest.mark.parametrize("change", ["pixel", "label", "order"])
+def test_images_in_memory_are_known_by_their_content(change):
+    def images():
+        return [(Image.new("RGB", (4, 4), colour), label) for label, colour in enumerate(("teal", "navy"))]
+
+    before, changed = identity.images(images()), images()
+    assert identity.images(images()) == before
+    if change == "pixel":
+        changed[0][0].putpixel((0, 0), (1, 2, 3))
+    elif change == "label":
+        changed[0] = (changed[0][0], 5)
+    else:
+        changed.reverse()
+    assert identity.images(changed) != before
+
+
+def test_weights_that_train_do_not_count_unless_asked():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model[1].requires_grad_(False)
+    frozen, all_of_it = identity.weights(model), identity.weights(model, trained=True)
+    torch.nn.init.zeros_(model[0].weight)
+    assert identity.weights(model) == frozen
+    assert identity.weights(model, trained=True) != all_of_it
+    model[1].running_mean += 1
+    assert identity.weights(model) != frozen
+
+
+def test_a_method_that_is_edited_is_another(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    source = "from mame_lab.merging import Ward\nclass Mine(Ward):\n    keep_norm = {}\n"
+    hashes = []
+    for number in (0.5, 0.5, 0.7):
+        (tmp_path / "my_method.py").write_text(source.format(number))
+        sys.modules.pop("my_method", None)
+        import my_method
+
+        hashes.append(identity.code(my_method.Mine(r=1)))
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert hashes[0]["sources"] != identity.code(Ward(r=1))["sources"]
+    assert hashes[0]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_what_differs_is_named_by_the_most_similar_of_the_same_split():
+    parts = {"split": "train", "weights": "a", "mame": {"r": 8}, "stage": 11}
+    others = [
+        parts | {"split": "val", "weights": "b"},
+        parts | {"weights": "b", "stage": 10, "mame": None},
+        parts | {"mame": {"r": 9}},
+        {"split": "train", "weights": "a"},
+    ]
+    assert identity.differences(parts, iter(others)) == ["mame"]
+    assert identity.differences(parts, iter([])) == []
+    assert len({identity.key(each) for each in (parts, *others)}) == 5
+    assert identity.key(identity.plain(parts)) == identity.key(parts)

@@ -1,0 +1,77 @@
+"""Samples come back from disk as they were put there, or not at all."""
+
+import pytest
+import torch
+
+from mame_lab import MameLabError
+from mame_lab.models.stages import Sample
+from mame_lab.trunk.store import Kept, Store
+
+
+def samples(count, sizes):
+    generator = torch.Generator().manual_seed(0)
+    for label in range(count):
+        tokens = 3 + label % 4
+        x_NC = torch.randn(tokens, 5, generator=generator)
+        size_N1 = torch.rand(tokens, 1, generator=generator) + 1
+        yield Kept(Sample(x_NC, size_N1, torch.arange(tokens) + label) if sizes else Sample(x_NC), label)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A store of 7 samples in files of 3."""
+    made = Store(tmp_path / "it", 7, 3)
+
+    def make(sizes=True, dtype=torch.float32):
+        kept = list(samples(7, sizes))
+        for file in made.files:
+            made.write(file, [kept[index] for index in made.indices(file)], dtype)
+        return kept
+
+    made.folder.mkdir()
+    made.make = make
+    return made
+
+
+@pytest.mark.parametrize("sizes", [True, False])
+def test_every_sample_comes_back_to_the_bit(made, sizes):
+    kept = made.make(sizes)
+    assert [len(made.indices(file)) for file in made.files] == [3, 3, 1]
+    fresh = Store(made.folder, 7, 3)
+    for index in (6, 0, 3, 2, 1, 5, 4):
+        sample, label = fresh[index]
+        assert label == kept[index].label
+        for tensor, expected in zip(sample, kept[index].sample, strict=True):
+            assert (tensor is None) == (expected is None)
+            assert tensor is None or (tensor.dtype == expected.dtype and torch.equal(tensor, expected))
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 3e-4), (torch.bfloat16, 3e-3)])
+def test_half_precision_says_how_far_off_it_is(made, dtype, error):
+    kept = made.make(dtype=dtype)
+    x, expected = (torch.cat([each.sample.x_NC for each in some]) for some in ([made[i] for i in range(7)], kept))
+    assert x.dtype == torch.float32
+    assert made.error() == pytest.approx(float((x - expected).norm() / expected.norm()), rel=1e-4)
+    assert error / 10 < made.error() < error
+    assert torch.equal(made[4].sample.size_N1, kept[4].sample.size_N1)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:-1] + b"?", lambda _: b""])
+def test_damaged_files_are_missing(made, damage, capsys):
+    made.make()
+    path = made.folder / "000001.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    fresh = Store(made.folder, 7, 3)
+    assert fresh.missing(fresh.files) == [1]
+    assert "damaged" in capsys.readouterr().out
+    assert not fresh.absent()
+    path.unlink()
+    assert fresh.absent()
+    with pytest.raises(MameLabError, match="is gone"):
+        fresh[3]
+
+
+def test_files_that_will_not_fit_are_refused_before_they_are_made(made):
+    with pytest.raises(OSError, match="GB are free"):
+        made.check_room(range(10**9))
+    made.check_room([0, 1])

@@ -1,0 +1,193 @@
+"""Training from what is kept of a trunk is the training that it replaces, and what is kept is never stale."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from runs import PHOTOS, ROOT, TINY, TRUNK
+
+from mame_lab import MameLabError
+
+# train.py in a process that kills itself once it has written two files.
+KILLED = """
+import os, runpy, signal, sys
+from mame_lab.trunk import making, store
+making.FILE_BYTES = 3 * 101 * 16 * 4
+write, count = store.Store.write, 0
+
+def writing(self, *arguments):
+    global count
+    count += 1
+    if count == 3:
+        (self.folder / "000009.99.part").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, *arguments)
+
+store.Store.write = writing
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+RUN = [
+    *(override for override in TINY if "limit" not in override and "max_epochs" not in override),
+    *TRUNK,
+    *PHOTOS,
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+]
+
+
+def outcome(folder):
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    losses = [float(row[key]) for row in rows for key in ("train/loss", "val/loss") if row.get(key)]
+    return losses, json.loads((folder / "result.json").read_text())["merged"]["top1"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["finetune=last_layer", "mame.r=10"],
+        ["finetune=last_layer", "mame.tau=0.6", "+model.args.drop_path_rate=0.5"],
+        ["finetune=head", "mame=off", "+model.args.drop_rate=0.3"],
+    ],
+    ids=["last_layer", "adaptive", "head"],
+)
+def test_a_run_from_the_cache_is_the_run_without(entry_point, tmp_path, overrides, capsys):
+    entry_point("train", tmp_path / "without", *RUN, *overrides, "finetune.cache=false")
+    entry_point("train", tmp_path / "with", *RUN, *overrides, "finetune.cache=true")
+    assert "12 made now" in capsys.readouterr().out
+    (losses, top1), (expected, expected_top1) = outcome(tmp_path / "with"), outcome(tmp_path / "without")
+    assert len(losses) == 6
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert top1 == expected_top1
+    states = [torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("with", "without")]
+    assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
+
+
+def test_what_is_kept_is_used_again_and_shared_among_seeds(trunk, capsys):
+    first = trunk("mame.r=10", "model.pretrained=false")
+    assert capsys.readouterr().out.count("12 made now;") == 2
+    torch.manual_seed(5)
+    again = trunk("mame.r=10", "optim.lr=0.1", "dataset.batch_size=4")
+    assert capsys.readouterr().out.count("none made anew") == 2
+    for index in (0, 11):
+        assert torch.equal(again.train.views[0][index].sample.x_NC, first.train.views[0][index].sample.x_NC)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changed"),
+    [
+        (["mame.r=11"], "mame"),
+        (["mame.r=10", "model.img_size=48"], "weights and preprocessing and model"),
+        (["mame.r=10", "dataset.crop_seed=1"], "data and dataset"),
+        (["mame.r=10", "seed=1"], "weights"),
+        (["mame.r=10", "dataset.augment=crop"], "augmentation"),
+        (["mame.r=10", "finetune.cache_dtype=float16"], "dtype"),
+    ],
+    ids=str,
+)
+def test_whatever_it_follows_from_changes_it_and_it_says_so(trunk, overrides, changed, capsys):
+    trunk("mame.r=10")
+    capsys.readouterr()
+    trunk(*overrides)
+    told = capsys.readouterr().out
+    assert f"12 made now ({changed} changed)" in told.replace("\n", " "), told
+
+
+def test_a_file_that_was_edited_is_computed_again(trunk, tmp_path, capsys):
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.effect_noise((24, 40), 60).convert("RGB").save(tmp_path / "images" / name / "0.png")
+    images = ["dataset=imagefolder", f"dataset.root={tmp_path / 'images'}", "dataset.num_workers=0"]
+    trunk(images=images)
+    capsys.readouterr()
+    Image.effect_noise((24, 40), 200).convert("RGB").save(tmp_path / "images/train/a/0.png")
+    os.utime(tmp_path / "images/train/a/0.png", (1, 1))
+    trunk(images=images)
+    told = capsys.readouterr().out
+    assert "tokens of train: 2 samples, 2 made now (data changed)" in told
+    assert "tokens of val: 2 samples, none made anew" in told
+
+
+def test_a_run_that_is_killed_while_it_computes_leaves_whole_files(trunk, tmp_path, cache, capsys):
+    overrides = [*TINY, *TRUNK, *PHOTOS, "finetune=last_layer", "mame.r=10", f"hydra.run.dir={tmp_path / 'run'}"]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(ROOT / "train.py"), *overrides], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    (folder,) = (cache / "trunks").iterdir()
+    files = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    assert 0 < len(files) < 4
+
+    found = trunk("mame.r=10")
+    assert (
+        f"12 samples, {12 - found.train.views[0].per_file * len(files)} made now;"
+        in capsys.readouterr().out.replace("\n", " ")
+    )
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    expected = everything(found)
+    shutil.rmtree(cache)
+    for kept, fresh in zip(expected, everything(trunk("mame.r=10")), strict=True):
+        assert kept.label == fresh.label
+        assert torch.allclose(kept.sample.x_NC, fresh.sample.x_NC, atol=1e-5)
+        assert torch.equal(kept.sample.origin_N, fresh.sample.origin_N)
+
+
+def everything(data):
+    store = data.train.views[0]
+    return [store[index] for index in range(len(store))]
+
+
+def test_views_are_different_and_all_are_used(trunk, capsys):
+    data = trunk("dataset.augment=crop", "finetune.views=3")
+    assert "tokens of train, view 3 of 3: 12 samples" in capsys.readouterr().out
+    tokens = [store[0].sample.x_NC for store in data.train.views]
+    assert all(not torch.equal(tokens[i], tokens[i - 1]) for i in range(3))
+    drawn = [data.train[0, seed][0].x_NC for seed in range(9)]
+    assert {view for x_NC in drawn for view in range(3) if torch.equal(x_NC, tokens[view])} == {0, 1, 2}
+    trunk("dataset.augment=crop", "finetune.views=4")
+    assert capsys.readouterr().out.count("none made anew") == 4
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "message"),
+    [
+        ("full", [], "finetune=full trains what comes before all blocks"),
+        ("last_layer", ["mame=paper", "mame.batch=union"], "mame.batch=union exclude each other"),
+        ("last_layer", ["finetune.views=2"], "dataset.augment=none exclude each other"),
+        ("last_layer", ["finetune.views=0"], "finetune.views=0"),
+        ("last_layer", ["finetune.cache_dtype=int8"], "finetune.cache_dtype=int8 is not known"),
+        ("last_layer", ["finetune.cache=false", "finetune.cache_dtype=float16"], "needs finetune.cache=true"),
+        ("last_layer", ["compile=true"], "excludes compile=true"),
+        ("last_layer", ["trainer.precision=bf16-true"], "trainer.precision=bf16-true"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(trunk, recipe, overrides, message):
+    with pytest.raises(MameLabError, match=message):
+        trunk(*overrides, recipe=recipe)
+
+
+def test_no_room_is_told_before_anything_is_computed(trunk, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(MameLabError, match=r"GB are free.*MAME_LAB_CACHE.*finetune.cache_dtype=float16"):
+        trunk()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work_and_train_as_one(entry_point, tmp_path, cache):
+    run = [*RUN, "finetune=last_layer", "mame.r=10", "dataset.num_workers=0"]
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "dataset.batch_size=4"]
+    run = [override for override in run if not override.startswith(("trainer.accelerator", "dataset.batch_size"))]
+    entry_point("train", tmp_path / "one", *run, "trainer.accelerator=cpu", "dataset.batch_size=8")
+    shutil.rmtree(cache)
+    command = [sys.executable, str(ROOT / "train.py"), *run, *two, f"hydra.run.dir={tmp_path / 'two'}"]
+    subprocess.run(command, check=True)
+    (losses, top1), (expected, expected_top1) = outcome(tmp_path / "two"), outcome(tmp_path / "one")
+    assert losses == pytest.approx(expected, rel=1e-4)
+    assert top1 == expected_top1
