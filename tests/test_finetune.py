@@ -29,7 +29,7 @@ VITS = {
 
 
 def vit(**options):
-    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
     return VisionTransformer(**sizes, drop_rate=0.1, proj_drop_rate=0.1, drop_path_rate=0.2, **options)
 
 
@@ -58,7 +58,8 @@ def below(model, *roots):
 @pytest.mark.parametrize(
     ("name", "roots"),
     [
-        ("last_layer", ["blocks.1", "norm", "fc_norm", "head", "head_drop", "attn_pool"]),
+        ("last_layer", ["blocks.2", "norm", "fc_norm", "head", "head_drop", "attn_pool"]),
+        ("last_n", ["blocks.1", "blocks.2", "norm", "fc_norm", "head", "head_drop", "attn_pool"]),
         ("head", ["head", "head_drop"]),
     ],
 )
@@ -71,18 +72,19 @@ def test_the_shipped_choices_on_timm_models(name, roots, options):
 
 
 @pytest.mark.parametrize(
-    ("family", "backbone", "layer", "norm"),
+    ("family", "backbone", "layers", "norm"),
     [
-        ("hf_vit", "vit", "layers.5", "vit.layernorm"),
-        ("hf_dinov2", "dinov2", "encoder.layer.5", "dinov2.layernorm"),
-        ("hf_registers", "dinov2_with_registers", "encoder.layer.5", "dinov2_with_registers.layernorm"),
-        ("videomae", "videomae", "encoder.layer.5", "fc_norm"),
+        ("hf_vit", "vit", "layers", "vit.layernorm"),
+        ("hf_dinov2", "dinov2", "encoder.layer", "dinov2.layernorm"),
+        ("hf_registers", "dinov2_with_registers", "encoder.layer", "dinov2_with_registers.layernorm"),
+        ("videomae", "videomae", "encoder.layer", "fc_norm"),
     ],
 )
-def test_the_shipped_choices_on_models_of_transformers(family, backbone, layer, norm):
+def test_the_shipped_choices_on_models_of_transformers(family, backbone, layers, norm):
     model = build(family)
-    for name, roots in (("last_layer", [f"{backbone}.{layer}", norm, "classifier"]), ("head", ["classifier"])):
-        parameters, modules = below(model, *roots)
+    for name, blocks in (("last_layer", [5]), ("last_n", [4, 5]), ("head", [])):
+        tail = [norm, "classifier"] if blocks else ["classifier"]
+        parameters, modules = below(model, *(f"{backbone}.{layers}.{block}" for block in blocks), *tail)
         freeze(model, shipped(name))
         assert trains(model) == parameters
         assert in_train_mode(model) == modules
@@ -119,6 +121,37 @@ def test_patterns_match_whole_names_and_count_from_either_end(pattern, modules):
     assert trains(model) == below(model, *modules)[0]
 
 
+@pytest.mark.parametrize(("n", "blocks"), [(1, [2]), (2, [1, 2]), (3, [0, 1, 2])])
+def test_the_last_n_answer_to_it_and_no_others(n, blocks):
+    model = vit()
+    norms, mlps = freeze(model, Finetune("mine", ["norm", "blocks.-n.mlp"], n)).rows
+    assert norms.modules == ["norm"]
+    assert mlps.modules == [f"blocks.{block}.mlp" for block in blocks]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"train": ["head"], "n": 2}, "finetune.n=2 has no meaning for finetune=mine"),
+        ({"n": 2}, "finetune.n=2 has no meaning for finetune=mine"),
+        ({"train": ["head", "blocks.-n"]}, "finetune.train=blocks.-n does not say how many"),
+        ({"train": ["blocks.-n"], "n": 0}, "finetune.n=0: set it to 1 or more"),
+        (
+            {"train": ["head|blocks.-n"], "n": 4},
+            "finetune.n=4 is more than the 4 modules of finetune.train=head|blocks",
+        ),
+        ({"train": ["blocks.-n"], "n": 9}, "finetune.n=9 is more than the 3 modules of finetune.train=blocks.-n"),
+    ],
+)
+def test_an_n_that_has_no_meaning_is_named(settings, said):
+    model = vit()
+    before = trains(model)
+    with pytest.raises(MameLabError) as caught:
+        freeze(model, Finetune("mine", **settings))
+    assert str(caught.value).startswith(said)
+    assert trains(model) == before
+
+
 def test_no_pattern_at_all_is_an_error():
     with pytest.raises(MameLabError, match=r"^finetune.train=\[\] "):
         freeze(vit(), Finetune("mine", []))
@@ -127,7 +160,7 @@ def test_no_pattern_at_all_is_an_error():
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("block.-1", "name a module such as blocks.1"),
+        ("block.-1", "name a module such as blocks."),
         ("nothing_like_it", "name a module such as patch_embed, "),
         ("norm", "name a module such as norm, fc_norm"),
         ("(", "not a regular expression"),
