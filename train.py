@@ -66,7 +66,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             compilation.check_compiles(model, trainer.strategy.root_device)
             compilation.compile_models(model)
         trained = models.twin(model) if run.trainer.shards else model
-        task = Classification(trained, len(data.classes), run.optim, values)
+        task = Classification(trained, len(data.classes), run.optim, values, family.block_names(model))
         trainer.fit(task, data, ckpt_path=past and past.path)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if best:

@@ -5,6 +5,7 @@ Shapes: B batch, K classes. An input is what the model takes, the batch first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -25,15 +26,24 @@ class Classification(LightningModule):
         num_classes: K.
         optim: the recipe: optimizer, schedule, label smoothing.
         config: the run's configuration as plain values (dict, list, str, numbers); every checkpoint carries it.
+        blocks: names of the model's blocks, in order, for rates by layer.
 
     Raises:
         MameLabError: a loss of training or validation is not finite. This stops the fit before a checkpoint is written.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int, optim: AdamW, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        optim: AdamW,
+        config: dict[str, Any],
+        blocks: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         self.model = model
         self.optim = optim
+        self.blocks = blocks
         self.config = config
         self.accuracy = nn.ModuleDict(
             {
@@ -61,8 +71,9 @@ class Classification(LightningModule):
         self._evaluate("test", batch)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
-        optimizer, scheduler = self.optim.build(self.model, steps, epochs)  # pyright: ignore[reportArgumentType]
+        trainer: Any = self.trainer
+        steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
+        optimizer, scheduler = self.optim.build(self.model, self.blocks, steps, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
