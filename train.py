@@ -46,7 +46,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     past = resuming.find(run.resume, folder, values)
 
     family = models.family(run.model.family)
-    model = family.load(run.model)
+    model = models.load(run.model)
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
     family.name_classes(model, data.classes)
     if family.match_classes(model, len(data.classes)):

@@ -32,7 +32,7 @@ ARROWS = {
     "search_space": ["merging"],
     "workspace": ["tracking"],
     "checkpoint": [],
-    "models": ["hub", "merging"],
+    "models": ["checkpoint", "hub", "merging"],
     "model_summary": ["models", "speed"],
     "comparison": ["fidelity", "results"],
     "compilation": [],
