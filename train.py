@@ -50,6 +50,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
     family.name_classes(model, data.classes)
     if family.match_classes(model, len(data.classes)):
+        run.finetune.check_head(trained=False)
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 
     loggers = run.logger.build(folder, values, past.step if past else 0)
@@ -62,11 +63,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
         values["mame"] = asdict(run.mame)
         mame_lab.apply(model, run.mame)
         print(finetune.table(finetune.freeze(model, run.finetune)))
+        distillation = finetune.distillation(model, run.finetune)
         if run.compile:
             compilation.check_compiles(model, trainer.strategy.root_device)
             compilation.compile_models(model)
         trained = models.twin(model) if run.trainer.shards else model
-        task = Classification(trained, len(data.classes), run.optim, values, family.block_names(model))
+        task = Classification(trained, len(data.classes), run.optim, values, family.block_names(model), distillation)
         trainer.fit(task, data, ckpt_path=past and past.path)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if best:

@@ -95,6 +95,13 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.generates:
             raise MameLabError("dataset=prompts is not trained on: merging in pipelines is training-free, use eval.py")
+        published = self.model.pretrained and self.model.num_classes is None
+        self.finetune.check_head(trained=published or self.model.weights is not None)
+        if self.finetune.distill and self.trainer.shards:
+            raise MameLabError(
+                f"finetune.distill={self.finetune.distill} needs whole weights in every process, and trainer.strategy="
+                f"{self.trainer.strategy} shards them: take trainer=ddp"
+            )
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""Which parameters train: patterns over module names. All else is frozen and acts as in evaluation."""
+"""Which parameters train, by patterns over module names, and who teaches them. All else acts as in evaluation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
+    from mame_lab.tasks.distillation import Distillation
+
 
 @dataclass
 class Finetune:
-    """What trains.
+    """What trains, and from what.
 
     Args:
         name: what to call the choice.
@@ -25,6 +27,9 @@ class Finetune:
             it. A numbered child also answers to its index from the end: `blocks.-1` is the last block, and each of the
             last `n` to `blocks.-n`. None: all.
         n: how many of the last answer to `-n`, where a pattern counts so.
+        distill: the share of the loss, from 0 to 1, that is the distance (KL) from what the unmerged model gives with
+            the weights that the run starts from; cross-entropy with the labels has the rest.
+        temperature: of both in that distance; above 1 the less likely classes count more.
 
     Raises:
         MameLabError: a value is out of its range, or has no meaning beside the others.
@@ -33,10 +38,21 @@ class Finetune:
     name: str
     train: list[str] | None = None
     n: int | None = None
+    distill: float = 0.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:
             raise MameLabError(f"finetune.n={self.n}: set it to 1 or more")
+        if not 0 <= self.distill <= 1:
+            raise MameLabError(f"finetune.distill={self.distill}: set it to a value in [0, 1]")
+        if self.temperature <= 0:
+            raise MameLabError(f"finetune.temperature={self.temperature}: set it to a value above 0")
+        if self.temperature != 1 and not self.distill:
+            raise MameLabError(
+                f"finetune.temperature={self.temperature} has no meaning without a teacher: set finetune.distill, or "
+                f"leave it out"
+            )
         counting = [pattern for pattern in self.train or () if "-n" in pattern]
         if counting and self.n is None:
             raise MameLabError(f"finetune.train={counting[0]} does not say how many -n are: set finetune.n")
@@ -44,6 +60,14 @@ class Finetune:
             raise MameLabError(
                 f"finetune.n={self.n} has no meaning for finetune={self.name}, where no pattern counts by -n: take "
                 f"finetune=last_n, or leave it out"
+            )
+
+    def check_head(self, trained: bool) -> None:
+        """Raise MameLabError where a head is to teach that is not trained."""
+        if self.distill and not trained:
+            raise MameLabError(
+                f"finetune.distill={self.distill} has no teacher, for the weights of the head are random: give "
+                f"model.weights=CKPT, the checkpoint of a run that trained it (finetune=head mame=off)"
             )
 
 
@@ -86,6 +110,16 @@ def freeze(model: nn.Module, settings: Finetune) -> Summary:
     rows = [Trained(pattern, list(modules), _count(modules.values())) for pattern, modules in matches.items()]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Summary(rows, trained, _count([model]))
+
+
+def distillation(model: nn.Module, settings: Finetune) -> Distillation | None:
+    """What the unmerged `model` with the weights of now teaches, None where nothing; to be called after `freeze`."""
+    if not settings.distill:
+        return None
+    from mame_lab.models import unmerged_snapshot
+    from mame_lab.tasks.distillation import Distillation
+
+    return Distillation(unmerged_snapshot(model), settings.distill, settings.temperature)
 
 
 def table(summary: Summary) -> Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import build
+from families import build, inputs, logits
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -13,8 +13,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import mame_lab
+from mame_lab import Ward
 from mame_lab.errors import MameLabError
-from mame_lab.finetune import Finetune, freeze, table
+from mame_lab.finetune import Finetune, distillation, freeze, table
 from mame_lab.tasks.classification import Classification
 from mame_lab.tasks.optim import AdamW
 from mame_lab.training import TrainerSettings
@@ -185,6 +187,43 @@ def test_the_table_shows_patterns_as_they_are_and_counts_a_parameter_once():
         ["│", "[ab]", "│", "a,", "b", "│", "18", "│"],
     ]
     assert "trains 18 of 36 parameters (50.0%)" in out.getvalue()
+
+
+@pytest.mark.parametrize("family", ["vit", "zero_shot", "eva02", "hf_vit", "videomae"])
+def test_the_teacher_is_the_unmerged_model_of_the_start_and_copies_only_what_trains(family):
+    model, x = build(family), inputs(family)
+    expected = logits(model, x)
+    mame_lab.apply(model, Ward(r=5))
+    freeze(model, shipped("last_n"))
+    teacher = distillation(model, Finetune("mine", distill=0.5)).teacher
+    shared = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    copied = {name for name, tensor in teacher.named_parameters() if id(tensor) not in shared}
+    assert copied == trains(model)
+    assert trains(teacher) == in_train_mode(teacher) == set()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    assert torch.equal(logits(teacher, x), expected)
+    assert not torch.equal(logits(mame_lab.remove(model).eval(), x), expected)
+
+
+def test_no_teacher_is_none():
+    assert distillation(vit(), Finetune("mine")) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"distill": 1.5}, r"finetune.distill=1.5: set it to a value in \[0, 1\]"),
+        ({"distill": -0.5}, r"finetune.distill=-0.5: set it"),
+        ({"distill": 0.5, "temperature": 0.0}, "finetune.temperature=0.0: set it to a value above 0"),
+        ({"temperature": 2.0}, "finetune.temperature=2.0 has no meaning without a teacher"),
+    ],
+)
+def test_a_teaching_that_has_no_meaning_is_named(settings, said):
+    with pytest.raises(MameLabError, match=rf"^{said}"):
+        Finetune("mine", **settings)
 
 
 class Modes(Callback):

@@ -21,7 +21,7 @@ ARROWS = {
     "fidelity": [],
     "results": [],
     "visualize": ["merging"],
-    "finetune": [],
+    "finetune": ["models", "tasks"],
     "metrics_file": [],
     "resuming": ["checkpoint", "data"],
     "training": ["resuming"],

@@ -138,3 +138,14 @@ def twin(model: nn.Module) -> nn.Module:
 def unmerged_twin(model: nn.Module) -> nn.Module:
     """The same model without merging, which shares all parameters and buffers."""
     return remove(twin(model))
+
+
+def unmerged_snapshot(model: nn.Module) -> nn.Module:
+    """The same model without merging, as its weights are now: frozen, in eval mode.
+
+    It copies what trains in `model`, and shares the parameters that do not, and the buffers of modules in eval mode.
+    """
+    parameters = (parameter for parameter in model.parameters() if not parameter.requires_grad)
+    buffers = (module.buffers(recurse=False) for module in model.modules() if not module.training)
+    shared = {id(tensor): tensor for tensor in chain(parameters, *buffers)}
+    return remove(copy.deepcopy(model, shared)).eval().requires_grad_(False)
