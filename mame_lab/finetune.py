@@ -117,9 +117,11 @@ def distillation(model: nn.Module, settings: Finetune) -> Distillation | None:
     if not settings.distill:
         return None
     from mame_lab.models import unmerged_snapshot
+    from mame_lab.results import weights_hash
     from mame_lab.tasks.distillation import Distillation
 
-    return Distillation(unmerged_snapshot(model), settings.distill, settings.temperature)
+    teacher = unmerged_snapshot(model)
+    return Distillation(teacher, settings.distill, weights_hash(teacher), settings.temperature)
 
 
 def table(summary: Summary) -> Table:

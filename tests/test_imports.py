@@ -21,7 +21,7 @@ ARROWS = {
     "fidelity": [],
     "results": [],
     "visualize": ["merging"],
-    "finetune": ["models", "tasks"],
+    "finetune": ["models", "results", "tasks"],
     "metrics_file": [],
     "resuming": ["checkpoint", "data"],
     "training": ["resuming"],

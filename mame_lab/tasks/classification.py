@@ -32,6 +32,7 @@ class Classification(LightningModule):
 
     Raises:
         MameLabError: a loss of training or validation is not finite. This stops the fit before a checkpoint is written.
+            Or the run goes on from a checkpoint, with another teacher.
     """
 
     def __init__(
@@ -87,6 +88,15 @@ class Classification(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
+        if self.distillation:
+            checkpoint["teacher"] = self.distillation.digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.distillation and self.distillation.digest != checkpoint["teacher"]:
+            raise MameLabError(
+                "finetune.distill: the teacher has not the weights that it had when the run started: give the "
+                "model.weights of then, or start anew in another hydra.run.dir"
+            )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Where the task goes, its teacher goes too."""

@@ -22,11 +22,13 @@ class Distillation:
         teacher: gives logits_BK from the inputs of a batch; takes no gradient. Where it is a module, it follows the
             task to its device and precision, but no state dict holds it.
         share: of the loss that is the teacher's, from 0 to 1; cross-entropy has the rest.
+        digest: names the weights of the teacher. Checkpoints carry it, so that no run goes on with another teacher.
         temperature: what all logits are divided by before they become probabilities.
     """
 
     teacher: Callable[[Any], Tensor]
     share: float
+    digest: str
     temperature: float = 1.0
 
     def kl(self, inputs: Any, logits_BK: Tensor) -> Tensor:

@@ -26,20 +26,20 @@ def kl_by_hand(temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
 def test_the_distance_is_from_the_teacher_to_the_student(temperature):
-    distillation = Distillation(lambda inputs: TEACHER_BK[inputs], 0.5, temperature)
+    distillation = Distillation(lambda inputs: TEACHER_BK[inputs], 0.5, "", temperature)
     kl = distillation.kl(torch.tensor([0, 1]), STUDENT_BK)
     torch.testing.assert_close(kl, kl_by_hand(temperature))
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 2.0), (0.25, 1.5 + 0.25 * 9 * 0.7), (1.0, 9 * 0.7)])
 def test_the_share_is_that_of_the_teacher(share, expected):
-    loss = Distillation(lambda inputs: TEACHER_BK, share, 3.0).loss(torch.tensor(2.0), torch.tensor(0.7))
+    loss = Distillation(lambda inputs: TEACHER_BK, share, "", 3.0).loss(torch.tensor(2.0), torch.tensor(0.7))
     assert float(loss) == pytest.approx(expected)
 
 
 def test_the_student_alone_takes_a_gradient():
     teacher, student, x = nn.Linear(4, 3), nn.Linear(4, 3), torch.randn(5, 4)
-    Distillation(teacher, 1.0).kl(x, student(x)).backward()
+    Distillation(teacher, 1.0, "").kl(x, student(x)).backward()
     assert teacher.weight.grad is None
     p_BK, q_BK = (model(x).softmax(-1) for model in (teacher, student))
     torch.testing.assert_close(student.weight.grad, (q_BK - p_BK).T @ x / 5)
@@ -61,19 +61,20 @@ def fit(folder, distillation, **settings):
 def test_a_fit_learns_from_both_and_stores_no_teacher(tmp_path):
     teacher = nn.Linear(4, 3).eval()
     unchanged = teacher.weight.clone()
-    before, (inputs, labels_B), row = fit(tmp_path, Distillation(teacher, 0.3, 2.0))
+    before, (inputs, labels_B), row = fit(tmp_path, Distillation(teacher, 0.3, "a1", 2.0))
     kl = F.kl_div((before(inputs) / 2).log_softmax(-1), (teacher(inputs) / 2).softmax(-1), reduction="batchmean")
     loss = 0.7 * F.cross_entropy(before(inputs), labels_B, label_smoothing=0.2) + 0.3 * 4 * kl
     assert (float(row["train/kl"]), float(row["train/loss"])) == pytest.approx((kl.item(), loss.item()))
-    state = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert set(state) == {"model.weight", "model.bias"}
+    checkpoint = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert set(checkpoint["state_dict"]) == {"model.weight", "model.bias"}
+    assert checkpoint["teacher"] == "a1"
     assert torch.equal(teacher.weight, unchanged)
     assert not teacher.training
 
 
 def test_the_teacher_follows_the_task():
     student, teacher = nn.Linear(4, 3), nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-    task = Classification(student, 3, AdamW(), {}, distillation=Distillation(teacher, 0.5))
+    task = Classification(student, 3, AdamW(), {}, distillation=Distillation(teacher, 0.5, ""))
     task.double()
     assert {tensor.dtype for tensor in teacher.state_dict().values()} == {torch.float64, torch.int64}
     task.to("meta")
@@ -82,5 +83,5 @@ def test_the_teacher_follows_the_task():
 
 
 def test_a_teacher_in_the_precision_of_the_run(tmp_path):
-    teacher = Distillation(nn.Linear(4, 3).eval(), 0.5)
+    teacher = Distillation(nn.Linear(4, 3).eval(), 0.5, "")
     assert float(fit(tmp_path, teacher, precision="bf16-mixed")[2]["train/kl"]) > 0
