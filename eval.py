@@ -52,7 +52,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
         model = family.build(run.model)
         family.load_weights(model, stored.state, f"ckpt={run.ckpt}", head_of_file=run.model.num_classes != 0)
     else:
-        model = family.load(run.model)
+        model = models.load(run.model)
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
     family.name_classes(model, data.classes)
     if not (stored or run.model.weights or run.model.pretrained):

@@ -46,10 +46,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
     past = resuming.find(run.resume, folder, values)
 
     family = models.family(run.model.family)
-    model = family.load(run.model)
+    model = models.load(run.model)
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
     family.name_classes(model, data.classes)
     if family.match_classes(model, len(data.classes)):
+        run.finetune.check_head(trained=False)
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 
     loggers = run.logger.build(folder, values, past.step if past else 0)

@@ -35,7 +35,7 @@ def read(path: str | Path, key: str = "ckpt") -> Checkpoint:
     except Exception as error:
         raise MameLabError(f"{key}={path} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict) or not {"model", "mame", "dataset", "seed"} <= set(content.get("config") or ()):
-        raise MameLabError(f"{key}={path} is no checkpoint of train.py: give plain weights as model.weights={path}")
+        raise MameLabError(f"{key}={path} is no checkpoint of train.py: give plain weights as model.weights=FILE.pth")
     state = {
         key.removeprefix("model."): value for key, value in content["state_dict"].items() if key.startswith("model.")
     }

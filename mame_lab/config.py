@@ -100,6 +100,13 @@ class TrainConfig(Config):
                 "finetune.cache=true excludes compile=true, trainer.strategy=fsdp and trainer.fast_dev_run: what is "
                 "left to train is small, leave them"
             )
+        published = self.model.pretrained and self.model.num_classes is None
+        self.finetune.check_head(trained=published or self.model.weights is not None)
+        if self.finetune.distill and self.trainer.shards:
+            raise MameLabError(
+                f"finetune.distill={self.finetune.distill} needs whole weights in every process, and trainer.strategy="
+                f"{self.trainer.strategy} shards them: take trainer=ddp"
+            )
 
 
 @dataclass(kw_only=True)

@@ -143,7 +143,7 @@ def _judged_by(classifier: nn.Module, config: Config) -> str:
     """What tells the class. A head of class names is zero-shot only as long as nothing before it was trained here."""
     if isinstance(classifier, nn.Identity):
         return "k-NN"
-    untrained = isinstance(config, EvalConfig) and config.ckpt is None
+    untrained = isinstance(config, EvalConfig) and config.ckpt is None and not config.model.of_a_run
     return "zero-shot" if untrained and isinstance(classifier, ZeroShotHead) else "classifier"
 
 

@@ -19,32 +19,72 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 @dataclass
 class Finetune:
-    """What trains.
+    """What trains, and from what.
 
     Args:
         name: what to call the choice.
         train: regular expressions, each matched against the full names of modules; what matches trains, with all below
-            it. A numbered child also answers to its index from the end: `blocks.-1` is the last block. None: all.
+            it. A numbered child also answers to its index from the end: `blocks.-1` is the last block, and each of the
+            last `n` to `blocks.-n`. None: all.
+        n: how many of the last answer to `-n`, where a pattern counts so.
+        distill: the share of the loss, from 0 to 1, that is the distance (KL) from what the unmerged model gives with
+            the weights that the run starts from; cross-entropy with the labels has the rest.
+        temperature: of both in that distance; above 1 the less likely classes count more.
         cache: compute what enters the first trained part once for every sample, keep it on disk (in the folder that
             MAME_LAB_CACHE names), and train from there.
         views: augmented views of every training image that are kept.
         cache_dtype: of the kept tokens, one of `DTYPES`; float32 is exact, the others take half the room.
+
+    Raises:
+        MameLabError: a value is out of its range, or has no meaning beside the others.
     """
 
     name: str
     train: list[str] | None = None
+    n: int | None = None
+    distill: float = 0.0
+    temperature: float = 1.0
     cache: bool = False
     views: int = 1
-    cache_dtype: str = "float32"
+    cache_dtype: str = DTYPES[0]
 
     def __post_init__(self) -> None:
-        if self.views < 1:
-            raise MameLabError(f"finetune.views={self.views} is not positive: set it to 1 or more")
-        if self.cache_dtype not in DTYPES:
-            raise MameLabError(f"finetune.cache_dtype={self.cache_dtype} is not known: choose from {', '.join(DTYPES)}")
-        for key, default in (("views", 1), ("cache_dtype", DTYPES[0])):
-            if getattr(self, key) != default and not self.cache:
-                raise MameLabError(f"finetune.{key}={getattr(self, key)} needs finetune.cache=true")
+        rules = {
+            "n": (self.n is None or self.n >= 1, "1 or more"),
+            "distill": (0 <= self.distill <= 1, "a value in [0, 1]"),
+            "temperature": (self.temperature > 0, "a value above 0"),
+            "views": (self.views >= 1, "1 or more"),
+            "cache_dtype": (self.cache_dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
+        }
+        for key, (holds, rule) in rules.items():
+            if not holds:
+                raise MameLabError(f"finetune.{key}={getattr(self, key)}: set it to {rule}")
+        for key, default, needed in (
+            ("temperature", 1, "distill"),
+            ("views", 1, "cache"),
+            ("cache_dtype", DTYPES[0], "cache"),
+        ):
+            if getattr(self, key) != default and not getattr(self, needed):
+                raise MameLabError(
+                    f"finetune.{key}={getattr(self, key)} has no meaning without finetune.{needed}: set it, or leave "
+                    f"finetune.{key} out"
+                )
+        counting = [pattern for pattern in self.train or () if "-n" in pattern]
+        if counting and self.n is None:
+            raise MameLabError(f"finetune.train={counting[0]} does not say how many -n are: set finetune.n")
+        if self.n is not None and not counting:
+            raise MameLabError(
+                f"finetune.n={self.n} has no meaning for finetune={self.name}, where no pattern counts by -n: take "
+                f"finetune=last_n, or leave it out"
+            )
+
+    def check_head(self, trained: bool) -> None:
+        """Raise MameLabError where a head is to teach that is not trained."""
+        if self.distill and not trained:
+            raise MameLabError(
+                f"finetune.distill={self.distill} has no teacher, for the weights of the head are random: give "
+                f"model.weights=CKPT, the checkpoint of a run that trained it (finetune=head mame=off)"
+            )
 
 
 @dataclass(frozen=True)
@@ -72,13 +112,13 @@ def freeze(model: nn.Module, settings: Finetune) -> Summary:
     Lightning's `fit` leaves these modes alone.
 
     Raises:
-        MameLabError: a pattern matches no parameter or is no regular expression, or there is none. The model is
-            unchanged then.
+        MameLabError: a pattern matches no parameter or is no regular expression, or there is none; or `n` is more than
+            there are. The model is unchanged then.
     """
     patterns = [".*"] if settings.train is None else settings.train
     if not patterns:
         raise MameLabError("finetune.train=[] trains nothing: name modules, or give null to train everything")
-    matches = {pattern: _match(model, pattern) for pattern in patterns}
+    matches = {pattern: _match(model, pattern, settings.n or 0) for pattern in patterns}
     model.eval().requires_grad_(False)
     for modules in matches.values():
         for module in modules.values():
@@ -102,27 +142,40 @@ def table(summary: Summary) -> Table:
     return result
 
 
-def _match(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
+def _match(model: nn.Module, pattern: str, n: int) -> dict[str, nn.Module]:
     try:
-        matches = dict(_outermost(model, re.compile(pattern)))
+        matches = _search(model, pattern, n)
     except re.error as error:
         raise MameLabError(f"finetune.train={pattern} is not a regular expression ({error}): correct it") from error
     if _count(matches.values()) == 0:
         names = [name for name, _ in model.named_modules() if name]
         near = get_close_matches(pattern, names) or [name for name, _ in model.named_children()]
         raise MameLabError(f"finetune.train={pattern} matches no parameter: name a module such as {', '.join(near)}")
+    if "-n" in pattern and matches == _search(model, pattern, n - 1):
+        raise MameLabError(
+            f"finetune.n={n} is more than the {len(matches)} modules of finetune.train={pattern}: lower it"
+        )
     return matches
 
 
-def _outermost(module: nn.Module, pattern: re.Pattern, names: Sequence[str] = ("",)) -> Iterator[tuple[str, nn.Module]]:
+def _search(model: nn.Module, pattern: str, n: int) -> dict[str, nn.Module]:
+    return dict(_outermost(model, re.compile(pattern), n))
+
+
+def _outermost(
+    module: nn.Module, pattern: re.Pattern, n: int, names: Sequence[str] = ("",)
+) -> Iterator[tuple[str, nn.Module]]:
     """The modules that `pattern` matches, none inside another. `module` answers to `names`, the true one first."""
     if any(pattern.fullmatch(name) for name in names):
         yield names[0], module
         return
     children = dict(module.named_children())
     for key, child in children.items():
-        keys = [key, str(int(key) - len(children))] if key.isdigit() else [key]
-        yield from _outermost(child, pattern, [f"{name}.{k}".removeprefix(".") for name in names for k in keys])
+        keys = [key]
+        if key.isdigit():
+            from_end = len(children) - int(key)
+            keys += [f"-{from_end}", *["-n"] * (from_end <= n)]
+        yield from _outermost(child, pattern, n, [f"{name}.{k}".removeprefix(".") for name in names for k in keys])
 
 
 def _count(modules: Iterable[nn.Module]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import rich
@@ -13,7 +15,10 @@ from mame_lab import checkpoint, compilation, finetune, models
 from mame_lab.checkpoint import Checkpoint
 from mame_lab.config import TrainConfig
 from mame_lab.data.datamodule import ImageData
+from mame_lab.finetune import Finetune
+from mame_lab.results import weights_hash
 from mame_lab.tasks.classification import Classification
+from mame_lab.tasks.distillation import Distillation
 from mame_lab.trunk.data import TrunkData
 
 print = rank_zero_only(rich.print)
@@ -41,12 +46,22 @@ def fit(
     if run.compile:
         compilation.check_compiles(model, trainer.strategy.root_device)
         compilation.compile_models(model)
+    taught, blocks = distillation(model, run.finetune), models.family_of(model).block_names(model)
     trained, batches = models.twin(model) if run.trainer.shards else model, data
     if run.finetune.cache:
-        batches = TrunkData(data, model, run)
-        trained = batches.staged
-    task = Classification(trained, len(data.classes), run.optim, values)
+        teacher: Any = taught and taught.teacher
+        batches = TrunkData(data, model, run, teacher)
+        trained, taught = batches.staged, taught and replace(taught, teacher=attrgetter("logits_BK"))
+    task = Classification(trained, len(data.classes), run.optim, values, blocks, taught)
     trainer.fit(task, batches, ckpt_path=past and past.path)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if best:
         model.load_state_dict(checkpoint.read(best).state)
+
+
+def distillation(model: nn.Module, settings: Finetune) -> Distillation | None:
+    """What the unmerged model teaches with the weights of now, None where nothing; to be called after `freeze`."""
+    if not settings.distill:
+        return None
+    teacher = models.unmerged_snapshot(model)
+    return Distillation(teacher, settings.distill, weights_hash(teacher), settings.temperature)

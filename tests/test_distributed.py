@@ -39,9 +39,9 @@ def result(folder):
     return json.loads((folder / "result.json").read_text())
 
 
-def losses(folder):
+def losses(folder, key="train/loss"):
     with (folder / "metrics.csv").open() as file:
-        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+        return [float(row[key]) for row in csv.DictReader(file) if row[key]]
 
 
 @pytest.mark.parametrize("judge", ["classifier", pytest.param("k-NN", marks=pytest.mark.slow)])
@@ -77,6 +77,18 @@ def test_a_sweep_of_two_processes_trains_as_one_process_and_leaves_two_folders(e
         assert result(folder)["train_batch"] == 4
         files = {path.name for path in folder.iterdir()}
         assert files == {".hydra", "checkpoints", "result.json", "metrics.csv", "train.log"}
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_a_teacher_as_one(entry_point, tmp_path):
+    entry_point("train", tmp_path / "head", *TRAINING, "trainer=cpu", "mame=off")
+    weights = f"model.weights={tmp_path / 'head/checkpoints/best.ckpt'}"
+    taught = [*TRAINING, weights, "finetune=last_layer", "finetune.distill=0.5", "mame.r=20"]
+    run("train", *taught, *TWO, "dataset.batch_size=8", f"hydra.run.dir={tmp_path / 'two'}")
+    entry_point("train", tmp_path / "one", *taught, "trainer=cpu", "dataset.batch_size=16")
+    assert len(losses(tmp_path / "two")) == 10
+    for key in ("train/loss", "train/kl"):
+        assert losses(tmp_path / "two", key) == pytest.approx(losses(tmp_path / "one", key), abs=1e-6)
 
 
 def test_a_failure_in_two_processes_ends_both(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import build
+from families import build, inputs, logits
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -13,8 +13,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import mame_lab
+from mame_lab import Ward
 from mame_lab.errors import MameLabError
 from mame_lab.finetune import Finetune, freeze, table
+from mame_lab.fitting import distillation
 from mame_lab.tasks.classification import Classification
 from mame_lab.tasks.optim import AdamW
 from mame_lab.training import TrainerSettings
@@ -29,7 +32,7 @@ VITS = {
 
 
 def vit(**options):
-    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
     return VisionTransformer(**sizes, drop_rate=0.1, proj_drop_rate=0.1, drop_path_rate=0.2, **options)
 
 
@@ -58,7 +61,8 @@ def below(model, *roots):
 @pytest.mark.parametrize(
     ("name", "roots"),
     [
-        ("last_layer", ["blocks.1", "norm", "fc_norm", "head", "head_drop", "attn_pool"]),
+        ("last_layer", ["blocks.2", "norm", "fc_norm", "head", "head_drop", "attn_pool"]),
+        ("last_n", ["blocks.1", "blocks.2", "norm", "fc_norm", "head", "head_drop", "attn_pool"]),
         ("head", ["head", "head_drop"]),
     ],
 )
@@ -71,18 +75,19 @@ def test_the_shipped_choices_on_timm_models(name, roots, options):
 
 
 @pytest.mark.parametrize(
-    ("family", "backbone", "layer", "norm"),
+    ("family", "backbone", "layers", "norm"),
     [
-        ("hf_vit", "vit", "layers.5", "vit.layernorm"),
-        ("hf_dinov2", "dinov2", "encoder.layer.5", "dinov2.layernorm"),
-        ("hf_registers", "dinov2_with_registers", "encoder.layer.5", "dinov2_with_registers.layernorm"),
-        ("videomae", "videomae", "encoder.layer.5", "fc_norm"),
+        ("hf_vit", "vit", "layers", "vit.layernorm"),
+        ("hf_dinov2", "dinov2", "encoder.layer", "dinov2.layernorm"),
+        ("hf_registers", "dinov2_with_registers", "encoder.layer", "dinov2_with_registers.layernorm"),
+        ("videomae", "videomae", "encoder.layer", "fc_norm"),
     ],
 )
-def test_the_shipped_choices_on_models_of_transformers(family, backbone, layer, norm):
+def test_the_shipped_choices_on_models_of_transformers(family, backbone, layers, norm):
     model = build(family)
-    for name, roots in (("last_layer", [f"{backbone}.{layer}", norm, "classifier"]), ("head", ["classifier"])):
-        parameters, modules = below(model, *roots)
+    for name, blocks in (("last_layer", [5]), ("last_n", [4, 5]), ("head", [])):
+        tail = [norm, "classifier"] if blocks else ["classifier"]
+        parameters, modules = below(model, *(f"{backbone}.{layers}.{block}" for block in blocks), *tail)
         freeze(model, shipped(name))
         assert trains(model) == parameters
         assert in_train_mode(model) == modules
@@ -119,6 +124,37 @@ def test_patterns_match_whole_names_and_count_from_either_end(pattern, modules):
     assert trains(model) == below(model, *modules)[0]
 
 
+@pytest.mark.parametrize(("n", "blocks"), [(1, [2]), (2, [1, 2]), (3, [0, 1, 2])])
+def test_the_last_n_answer_to_it_and_no_others(n, blocks):
+    model = vit()
+    norms, mlps = freeze(model, Finetune("mine", ["norm", "blocks.-n.mlp"], n)).rows
+    assert norms.modules == ["norm"]
+    assert mlps.modules == [f"blocks.{block}.mlp" for block in blocks]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"train": ["head"], "n": 2}, "finetune.n=2 has no meaning for finetune=mine"),
+        ({"n": 2}, "finetune.n=2 has no meaning for finetune=mine"),
+        ({"train": ["head", "blocks.-n"]}, "finetune.train=blocks.-n does not say how many"),
+        ({"train": ["blocks.-n"], "n": 0}, "finetune.n=0: set it to 1 or more"),
+        (
+            {"train": ["head|blocks.-n"], "n": 4},
+            "finetune.n=4 is more than the 4 modules of finetune.train=head|blocks",
+        ),
+        ({"train": ["blocks.-n"], "n": 9}, "finetune.n=9 is more than the 3 modules of finetune.train=blocks.-n"),
+    ],
+)
+def test_an_n_that_has_no_meaning_is_named(settings, said):
+    model = vit()
+    before = trains(model)
+    with pytest.raises(MameLabError) as caught:
+        freeze(model, Finetune("mine", **settings))
+    assert str(caught.value).startswith(said)
+    assert trains(model) == before
+
+
 def test_no_pattern_at_all_is_an_error():
     with pytest.raises(MameLabError, match=r"^finetune.train=\[\] "):
         freeze(vit(), Finetune("mine", []))
@@ -127,7 +163,7 @@ def test_no_pattern_at_all_is_an_error():
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("block.-1", "name a module such as blocks.1"),
+        ("block.-1", "name a module such as blocks."),
         ("nothing_like_it", "name a module such as patch_embed, "),
         ("norm", "name a module such as norm, fc_norm"),
         ("(", "not a regular expression"),
@@ -152,6 +188,43 @@ def test_the_table_shows_patterns_as_they_are_and_counts_a_parameter_once():
         ["│", "[ab]", "│", "a,", "b", "│", "18", "│"],
     ]
     assert "trains 18 of 36 parameters (50.0%)" in out.getvalue()
+
+
+@pytest.mark.parametrize("family", ["vit", "zero_shot", "eva02", "hf_vit", "videomae"])
+def test_the_teacher_is_the_unmerged_model_of_the_start_and_copies_only_what_trains(family):
+    model, x = build(family), inputs(family)
+    expected = logits(model, x)
+    mame_lab.apply(model, Ward(r=5))
+    freeze(model, shipped("last_n"))
+    teacher = distillation(model, Finetune("mine", distill=0.5)).teacher
+    shared = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    copied = {name for name, tensor in teacher.named_parameters() if id(tensor) not in shared}
+    assert copied == trains(model)
+    assert trains(teacher) == in_train_mode(teacher) == set()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1)
+    assert torch.equal(logits(teacher, x), expected)
+    assert not torch.equal(logits(mame_lab.remove(model).eval(), x), expected)
+
+
+def test_no_teacher_is_none():
+    assert distillation(vit(), Finetune("mine")) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"distill": 1.5}, r"finetune.distill=1.5: set it to a value in \[0, 1\]"),
+        ({"distill": -0.5}, r"finetune.distill=-0.5: set it"),
+        ({"distill": 0.5, "temperature": 0.0}, "finetune.temperature=0.0: set it to a value above 0"),
+        ({"temperature": 2.0}, "finetune.temperature=2.0 has no meaning without finetune.distill"),
+    ],
+)
+def test_a_teaching_that_has_no_meaning_is_named(settings, said):
+    with pytest.raises(MameLabError, match=rf"^{said}"):
+        Finetune("mine", **settings)
 
 
 class Modes(Callback):

@@ -6,16 +6,20 @@ A family module is imported when first needed. What it has to have: see `timm/__
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from importlib import import_module
 from itertools import chain
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from mame_lab import checkpoint
 from mame_lab.errors import MameLabError, UnsupportedModelError
 from mame_lab.merging import Method, Ward
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from mame_lab.models.settings import ModelSettings
 
 # The libraries whose models can be merged; each has a module here, its family.
 FAMILIES = ("timm", "transformers", "diffusers", "open_clip")
@@ -33,6 +37,21 @@ def family(name: str) -> ModuleType:
         return import_module(f"mame_lab.models.{name}")
     except ModuleNotFoundError as error:
         raise MameLabError(f"model.family={name} needs {error.name}: pip install 'mame_lab[{name}]'") from error
+
+
+def load(settings: ModelSettings) -> nn.Module:
+    """The model that the settings describe, with its weights: by its family's `load`, or from a checkpoint of train.py.
+
+    Raises:
+        MameLabError: an unknown name, weights that cannot be fetched or read, or a file of another model.
+    """
+    module = family(settings.family)
+    if not settings.of_a_run:
+        return module.load(settings)
+    state = checkpoint.read(str(settings.weights), "model.weights").state
+    model = module.build(replace(settings, weights=None))
+    module.load_weights(model, state, f"model.weights={settings.weights}", head_of_file=settings.num_classes != 0)
+    return model
 
 
 def family_of(model: nn.Module) -> ModuleType:
@@ -119,3 +138,14 @@ def twin(model: nn.Module) -> nn.Module:
 def unmerged_twin(model: nn.Module) -> nn.Module:
     """The same model without merging, which shares all parameters and buffers."""
     return remove(twin(model))
+
+
+def unmerged_snapshot(model: nn.Module) -> nn.Module:
+    """The same model without merging, as its weights are now: frozen, in eval mode.
+
+    It copies what trains in `model`, and shares the parameters that do not, and the buffers of modules in eval mode.
+    """
+    parameters = (parameter for parameter in model.parameters() if not parameter.requires_grad)
+    buffers = (module.buffers(recurse=False) for module in model.modules() if not module.training)
+    shared = {id(tensor): tensor for tensor in chain(parameters, *buffers)}
+    return remove(copy.deepcopy(model, shared)).eval().requires_grad_(False)

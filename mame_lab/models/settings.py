@@ -13,8 +13,9 @@ class ModelSettings:
         name: its name in the family's library (timm: architecture.tag; open_clip: architecture:tag; transformers and
             diffusers: repository of the hub).
         pretrained: fetch the published weights; false: random ones from `seed`.
-        weights: a local file of weights instead (safetensors, or a PyTorch file without pickled code); transformers: or
-            a folder with config.json; diffusers: the folder of a pipeline.
+        weights: a local file of weights instead (safetensors, or a PyTorch file without pickled code), or a checkpoint
+            of train.py (.ckpt), whose head comes with it; transformers: or a folder with config.json; diffusers: the
+            folder of a pipeline.
         num_classes: classes of the head. None: those of the weights.
         img_size: input size in pixels. None: the model's own.
         args: further arguments of the model's constructor; transformers: keys of its config.json; diffusers: those of
@@ -32,3 +33,8 @@ class ModelSettings:
     args: dict[str, Any] = field(default_factory=dict)
     templates: Any = "imagenet"
     tokenizer: str | None = None
+
+    @property
+    def of_a_run(self) -> bool:
+        """Whether the weights are those of a run of train.py."""
+        return self.weights is not None and self.weights.endswith(".ckpt")

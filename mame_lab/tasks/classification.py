@@ -5,7 +5,8 @@ Shapes: B batch, K classes. An input is what the model takes, the batch first.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from mame_lab.errors import MameLabError
+from mame_lab.tasks.distillation import Distillation
 from mame_lab.tasks.optim import AdamW
 
 
@@ -25,16 +27,29 @@ class Classification(LightningModule):
         num_classes: K.
         optim: the recipe: optimizer, schedule, label smoothing.
         config: the run's configuration as plain values (dict, list, str, numbers); every checkpoint carries it.
+        blocks: names of the model's blocks, in order, for rates by layer.
+        distillation: what a teacher adds to the loss of training.
 
     Raises:
         MameLabError: a loss of training or validation is not finite. This stops the fit before a checkpoint is written.
+            Or the run goes on from a checkpoint, with another teacher.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int, optim: AdamW, config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        optim: AdamW,
+        config: dict[str, Any],
+        blocks: Sequence[str] = (),
+        distillation: Distillation | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.optim = optim
+        self.blocks = blocks
         self.config = config
+        self.distillation = distillation
         self.accuracy = nn.ModuleDict(
             {
                 f"{stage}/top{k}": MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
@@ -48,7 +63,12 @@ class Classification(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         inputs, labels_B = batch
-        loss = F.cross_entropy(self(inputs), labels_B, label_smoothing=self.optim.label_smoothing)
+        logits_BK = self(inputs)
+        loss = F.cross_entropy(logits_BK, labels_B, label_smoothing=self.optim.label_smoothing)
+        if self.distillation:
+            kl = self.distillation.kl(inputs, logits_BK)
+            self.log("train/kl", kl, sync_dist=True)
+            loss = self.distillation.loss(loss, kl)
         self._stop_unless_finite("train/loss", loss)
         self.log("train/loss", loss, batch_size=len(labels_B), prog_bar=True, sync_dist=True)
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=len(labels_B))
@@ -61,12 +81,29 @@ class Classification(LightningModule):
         self._evaluate("test", batch)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
-        optimizer, scheduler = self.optim.build(self.model, steps, epochs)  # pyright: ignore[reportArgumentType]
+        trainer: Any = self.trainer
+        steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
+        optimizer, scheduler = self.optim.build(self.model, self.blocks, steps, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
+        if self.distillation:
+            checkpoint["teacher"] = self.distillation.digest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.distillation and self.distillation.digest != checkpoint["teacher"]:
+            raise MameLabError(
+                "finetune.distill: the teacher has not the weights that it had when the run started: give the "
+                "model.weights of then, or start anew in another hydra.run.dir"
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Where the task goes, its teacher goes too."""
+        super()._apply(fn, recurse)
+        if self.distillation and isinstance(self.distillation.teacher, nn.Module):
+            self.distillation.teacher._apply(fn, recurse)
+        return self
 
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         inputs, labels_B = batch

@@ -311,3 +311,6 @@ def test_zero_shot_then_the_last_layer_then_the_checkpoint(entry_point, tmp_path
     assert same.conditions.weights == trained.conditions.weights
     assert (same.merged.top1, same.unmerged.top1) == (trained.merged.top1, trained.unmerged.top1)
     assert (same.evaluated_by, features.evaluated_by) == ("classifier", "k-NN")
+    entry_point("eval", tmp_path / "weights", *RUN, best.replace("ckpt", "model.weights", 1))
+    again = Result.load(tmp_path / "weights/result.json")
+    assert (again.conditions.weights, again.evaluated_by) == (trained.conditions.weights, "classifier")

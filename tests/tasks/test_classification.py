@@ -64,7 +64,7 @@ def test_lr_factor_of_a_run_that_is_all_warmup():
 
 def test_decay_is_for_matrices_and_frozen_parameters_are_left_out():
     model = Named()
-    optimizer, _ = AdamW(lr=0.1, weight_decay=0.3, betas=[0.8, 0.9]).build(model, total_steps=10, epochs=2)
+    optimizer, _ = AdamW(lr=0.1, weight_decay=0.3, betas=[0.8, 0.9]).build(model, [], total_steps=10, epochs=2)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     names = {name: decays[id(p)] for name, p in model.named_parameters() if id(p) in decays}
     assert names == {
@@ -96,9 +96,11 @@ def test_a_value_out_of_range_is_named(bad):
         AdamW(**bad)
 
 
-def test_the_schedule_takes_a_step_an_update(tmp_path):
-    optim = AdamW(lr=0.01, warmup_epochs=0.5, min_lr_ratio=0.1)
-    trainer(tmp_path, epochs=2).fit(Classification(nn.Linear(K, K), K, optim, {}), loader(32), loader(8))
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_the_schedule_takes_a_step_an_update_and_the_rate_of_the_head_is_logged(tmp_path, layer_decay):
+    optim = AdamW(lr=0.01, warmup_epochs=0.5, min_lr_ratio=0.1, layer_decay=layer_decay)
+    model = nn.Sequential(nn.Linear(K, K), nn.Linear(K, K))
+    trainer(tmp_path, epochs=2).fit(Classification(model, K, optim, {}, blocks=["0"]), loader(32), loader(8))
     expected = [0.01 * lr_factor(step, total_steps=8, warmup_steps=2, min_lr_ratio=0.1) for step in range(8)]
     assert logged(tmp_path, "train/lr") == pytest.approx(expected)
 

@@ -72,6 +72,16 @@ def test_a_run_from_the_cache_is_the_run_without(entry_point, tmp_path, override
     assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
 
 
+def test_a_teacher_says_the_same_from_the_cache(entry_point, tmp_path, capsys):
+    entry_point("train", tmp_path / "head", *RUN, "finetune=head", "mame=off")
+    run = [*RUN, "finetune=last_layer", "mame.r=10", "finetune.distill=0.7", "finetune.temperature=2", "optim.lr=0.1"]
+    run.append(f"model.weights={tmp_path / 'head/checkpoints/best.ckpt'}")
+    entry_point("train", tmp_path / "without", *run, "finetune.cache=false")
+    entry_point("train", tmp_path / "with", *run)
+    assert "Kept logits of train: 12 samples" in capsys.readouterr().out
+    assert outcome(tmp_path / "with")[0] == pytest.approx(outcome(tmp_path / "without")[0], rel=1e-5)
+
+
 def test_what_is_kept_is_used_again_and_shared_among_seeds(trunk, capsys):
     first = trunk("mame.r=10", "model.pretrained=false")
     assert capsys.readouterr().out.count("12 made now;") == 2
@@ -162,8 +172,12 @@ def test_views_are_different_and_all_are_used(trunk, capsys):
         ("last_layer", ["mame=paper", "mame.batch=union"], "mame.batch=union exclude each other"),
         ("last_layer", ["finetune.views=2"], "dataset.augment=none exclude each other"),
         ("last_layer", ["finetune.views=0"], "finetune.views=0"),
-        ("last_layer", ["finetune.cache_dtype=int8"], "finetune.cache_dtype=int8 is not known"),
-        ("last_layer", ["finetune.cache=false", "finetune.cache_dtype=float16"], "needs finetune.cache=true"),
+        ("last_layer", ["finetune.cache_dtype=int8"], "finetune.cache_dtype=int8: set it to one of float32"),
+        (
+            "last_layer",
+            ["finetune.cache=false", "finetune.cache_dtype=float16"],
+            "has no meaning without finetune.cache",
+        ),
         ("last_layer", ["compile=true"], "excludes compile=true"),
         ("last_layer", ["trainer.precision=bf16-true"], "trainer.precision=bf16-true"),
     ],

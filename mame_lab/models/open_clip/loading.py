@@ -63,7 +63,7 @@ def load_weights(model: Any, state: dict[str, Tensor], origin: str, head_of_file
     if head_of_file and text_KC is not None:
         model.head.text_KC = torch.empty_like(text_KC)
         model.num_classes = len(text_KC)
-    timm.load_weights(model, state, origin, head_of_file=False)
+    timm.load_weights(model, state, origin, head_of_file=head_of_file and "head.weight" in state)
 
 
 def _tower(clip: Any, settings: ModelSettings) -> TimmTransformer:
