@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mame_lab.errors import MameLabError
 
@@ -23,10 +23,14 @@ class Finetune:
         name: what to call the choice.
         train: regular expressions, each matched against the full names of modules; what matches trains, with all below
             it. A numbered child also answers to its index from the end: `blocks.-1` is the last block. None: all.
+        budgets: values of `mame.r`, numbers or fractions. Every training batch merges by one of them, drawn uniformly,
+            in the blocks and by the schedule of `mame`; validation and the result take `mame` as it is. None: training
+            does too.
     """
 
     name: str
     train: list[str] | None = None
+    budgets: list[Any] | None = None
 
 
 @dataclass(frozen=True)

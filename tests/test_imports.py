@@ -50,6 +50,7 @@ ARROWS = {
         "tracking",
         "training",
     ],
+    "budgets": ["config", "data", "merging", "models"],
     "cli": [],
     "evaluation": ["comparison", "compilation", "config", "data", "models", "results", "speed"],
     "batch_effect": ["data", "models", "targets"],
