@@ -37,10 +37,6 @@ def callbacks(model: nn.Module, run: TrainConfig) -> list[Callback]:
         raise MameLabError(f"{said} holds none: give values of mame.r, such as [0, 8], or null")
     trial, methods = twin(model), []
     for budget in run.finetune.budgets:
-        if not isinstance(budget, int | float):
-            raise MameLabError(
-                f"{said}: {budget} is no number of tokens and no fraction of them: give one for all blocks"
-            )
         try:
             methods.append(run.mame.at(budget))
             apply(trial, methods[-1])

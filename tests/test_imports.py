@@ -34,10 +34,10 @@ ARROWS = {
     "checkpoint": [],
     "models": ["hub", "merging"],
     "model_summary": ["models", "speed"],
-    "comparison": ["fidelity", "results"],
+    "comparison": ["data", "fidelity", "results"],
     "compilation": [],
     "targets": ["data", "merging", "models", "speed"],
-    "benchmarks": ["comparison", "compilation", "data", "fidelity", "merging", "models", "speed", "targets"],
+    "benchmarks": ["comparison", "compilation", "data", "fidelity", "merging", "models", "results", "speed", "targets"],
     "config": [
         "benchmarks",
         "data",

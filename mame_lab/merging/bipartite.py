@@ -104,7 +104,7 @@ class Adaptive(Bipartite):
     def at(self, r: Any) -> Self:
         """As `Method.at`; a threshold stays where it only says how a source is spread."""
         decides = self.r is None and not self.target
-        return replace(self, r=r, tau=None if decides else self.tau, flops=None, speedup=None)
+        return Method.at(replace(self, r=0, tau=None) if decides else self, r)
 
     def schedule_for(self, depth: int) -> Schedule:
         if self.r is None and self.tau == 1:

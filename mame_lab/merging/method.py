@@ -110,7 +110,13 @@ class Method(ABC):
         return False
 
     def at(self, r: Any) -> Self:
-        """The same method with this budget in the place of whatever says how much merges; blocks and schedule stay."""
+        """The same method with one budget for all blocks in the place of whatever says how much merges.
+
+        Raises:
+            MameLabError: `r` is not a number of tokens or a fraction of them.
+        """
+        if not isinstance(r, int | float):
+            raise MameLabError(f"{r} is no budget: give a number of tokens, or a fraction between 0 and 1")
         return replace(self, r=r, flops=None, speedup=None)
 
     def schedule_for(self, depth: int) -> Schedule:
