@@ -80,3 +80,16 @@ def test_a_single_view_is_left_as_it_is(batch):
     logits_BK = comparison.models["merged"](x_BVTC[:, 0])
     hits = int((logits_BK.argmax(1) == labels_B).sum())
     assert comparison.judges["merged"].compute()[0] == hits
+
+
+@torch.no_grad()
+def test_each_model_is_compared_with_the_unmerged_one(batch):
+    x_BVTC, labels_B = batch
+    models = {"same": Recording(2), "unmerged": Recording(2), "other": Recording(1)}
+    comparison = Comparison(models, lambda model: model.head)
+    comparison.test_step((x_BVTC[:, 0], labels_B))
+    distances = {name: fidelity.compute() for name, fidelity in comparison.fidelity.items()}
+    assert list(distances) == ["same", "other"]
+    assert distances["same"] == ((BATCH, BATCH), 0, 0)
+    assert distances["other"] == compared(x_BVTC[:, 0], labels_B).fidelity["merged"].compute()
+    assert distances["other"].kl > 0

@@ -56,7 +56,7 @@ def run(settings: Budgets, model: nn.Module, method: Method, data: ImageData, tr
     if trainer.world_size > 1:
         raise MameLabError(f"benchmark=budgets times one device, here are {trainer.world_size}: set trainer.devices=1")
     check_classes(family_of(model).classifier(model), data.classes)
-    found = points(settings, _arms(settings, model, method), data, trainer)
+    found = points(settings, at_budgets(settings, model, method), data, trainer)
     conditions = gather_conditions(
         trainer.strategy.root_device,
         trainer.precision,
@@ -104,7 +104,7 @@ def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, train
     ]
 
 
-def _arms(settings: Budgets, model: nn.Module, method: Method) -> dict[str, nn.Module]:
+def at_budgets(settings: Budgets, model: nn.Module, method: Method) -> dict[str, nn.Module]:
     """The model unmerged, and at each budget."""
     arms = {UNMERGED: twin(model)}
     for r in settings.r:
@@ -148,6 +148,7 @@ def figure(found: list[Point]) -> Figure:
     for point, x, y in zip(merged, speedups, top1, strict=True):
         axes.annotate(point.arm, (x, y), (6, 6), textcoords="offset points")
     axes.set(xlabel="speed-up", ylabel="top-1, %")
+    axes.margins(x=0.1)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     return plot
