@@ -90,11 +90,12 @@ def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, train
         taken = speed.time_interleaved(calls, device, **limits)
         tokens = {arm: int(family.trace(each, images[:1])[-1]) for arm, each in arms.items()}
     costs = {arm: gflops(each, images) for arm, each in arms.items()}
+    agreement = {key: distance.agreement for key, distance in distances.items()}
     return [
         Point(
             arm,
             accuracy[key]["top1"],
-            Proportion(*distances[key].agreement) if key in distances and distances[key].agreement else None,
+            Proportion(*agrees) if (agrees := agreement.get(key)) else None,
             costs[arm] / costs[UNMERGED],
             tokens[arm],
             settings.batch_size / median(taken[arm]),

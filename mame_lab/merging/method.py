@@ -109,7 +109,7 @@ class Method(ABC):
         """Whether a batch runs as one sequence of the tokens of all its samples."""
         return False
 
-    def at(self, r: Any) -> Self:
+    def at(self, r: Any, **changes: Any) -> Self:
         """The same method with one budget for all blocks in the place of whatever says how much merges.
 
         Raises:
@@ -117,7 +117,7 @@ class Method(ABC):
         """
         if not isinstance(r, int | float):
             raise MameLabError(f"{r} is no budget: give a number of tokens, or a fraction between 0 and 1")
-        return replace(self, r=r, flops=None, speedup=None)
+        return replace(self, r=r, flops=None, speedup=None, **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
         """The tokens that leave in each of `depth` blocks."""
