@@ -61,7 +61,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     loggers = run.logger.build(folder, values)
     trainer = run.trainer.build(folder, loggers)
     if run.benchmark:
-        run.benchmark.run(model, data, trainer, folder)
+        with training.processes(trainer):
+            run.benchmark.run(model, run.mame, data, trainer, folder)
         print(f"Written to {folder}")
         return None
     with training.processes(trainer):

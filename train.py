@@ -33,7 +33,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from torch.nn.functional import cross_entropy
 
     import mame_lab
-    from mame_lab import models, resuming, targets, tracking, training
+    from mame_lab import budgets, models, resuming, targets, tracking, training
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.evaluation import evaluate
@@ -54,7 +54,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 
     loggers = run.logger.build(folder, values, past.step if past else 0)
-    trainer = run.trainer.build(folder, loggers, [resuming.Reseed(run.seed)])
+    trainer = run.trainer.build(folder, loggers, [resuming.Reseed(run.seed), *budgets.callbacks(model, run)])
     with training.processes(trainer):
         if past:
             run = config.typed(config.TrainConfig, values | {"mame": past.config["mame"]})

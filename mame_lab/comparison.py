@@ -1,4 +1,4 @@
-"""Runs a merged model and its unmerged twin over the same images and counts what their outputs say.
+"""Runs merged models and their unmerged twin over the same images and counts what their outputs say.
 
 B batch, C features, K classes; N labelled and M test images. V views of each sample, whose probabilities are averaged;
 V is 1 but for videos.
@@ -10,33 +10,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mame_lab.fidelity import Fidelity, knn_accuracy
+from mame_lab.data.datamodule import ImageData
+from mame_lab.errors import MameLabError
+from mame_lab.fidelity import Distance, Fidelity, knn_accuracy
 from mame_lab.results import Proportion
 
 NEIGHBOURS = 20
 
 Accuracy = dict[str, Proportion]  # "top1" and "top5"
+Classifier = Callable[[nn.Module], nn.Module]
 
 
 class Comparison(LightningModule):
     """Hits, fidelity and, for models without a classifier, features; `trainer.test` fills it.
 
     Args:
-        models: by the names "merged" and "unmerged".
+        models: the unmerged one by the name "unmerged", others by names of their own, without dots.
         classifier: gives the module of a model that features enter and logits leave, an identity if it has none.
     """
 
-    def __init__(self, models: dict[str, nn.Module], classifier: Callable[[nn.Module], nn.Module]) -> None:
+    def __init__(self, models: dict[str, nn.Module], classifier: Classifier) -> None:
         super().__init__()
         self.models = nn.ModuleDict(models)
         self.classifier = classifier
-        self.has_classifier = not isinstance(classifier(models["merged"]), nn.Identity)
-        self.fidelity = Fidelity()
+        self.has_classifier = not isinstance(classifier(models["unmerged"]), nn.Identity)
+        self.fidelity = nn.ModuleDict({name: Fidelity() for name in models if name != "unmerged"})
         judge = Hits if self.has_classifier else Features
         self.judges = nn.ModuleDict({name: judge() for name in models})
 
@@ -49,8 +52,9 @@ class Comparison(LightningModule):
                 logits[name] = _over_views([model(view) for view in views])
             features[name] = torch.stack(captured).mean(0)
             self.judges[name].update((logits if self.has_classifier else features)[name], labels_B)
-        classes = (logits["merged"], logits["unmerged"]) if self.has_classifier else (None, None)
-        self.fidelity.update(*classes, features["merged"], features["unmerged"])
+        for name, fidelity in self.fidelity.items():
+            classes = (logits[name], logits["unmerged"]) if self.has_classifier else (None, None)
+            fidelity.update(*classes, features[name], features["unmerged"])
 
     def accuracy(self) -> dict[str, Accuracy]:
         """Of each model, by its classifier."""
@@ -102,6 +106,33 @@ class Features(Metric):
 
     def compute(self) -> tuple[Tensor, Tensor]:
         return dim_zero_cat(self.features_BC), dim_zero_cat(self.labels_B)
+
+
+def judge(
+    models: dict[str, nn.Module], classifier: Classifier, data: ImageData, trainer: Trainer
+) -> tuple[dict[str, Accuracy], dict[str, Distance]]:
+    """Of each model its accuracy on the test images, and of all but the unmerged one how far it is from that.
+
+    Args:
+        models, classifier: see `Comparison`. Models without a classifier are judged by k-NN among training images.
+        data, trainer: the images, and what runs over them.
+    """
+    tested, bank = Comparison(models, classifier), Comparison(models, classifier)
+    if not bank.has_classifier:
+        trainer.test(bank, data.bank_dataloader(), verbose=False)
+    trainer.test(tested, data.test_dataloader(), verbose=False)
+    accuracy = tested.accuracy() if tested.has_classifier else tested.knn_accuracy(bank, len(data.classes))
+    return accuracy, {name: fidelity.compute() for name, fidelity in tested.fidelity.items()}
+
+
+def check_classes(classifier: nn.Module, classes: list[str]) -> None:
+    """Raise MameLabError where a classifier cannot judge the data; a model without one is judged by k-NN."""
+    outputs = getattr(classifier, "out_features", None)
+    if outputs not in (None, len(classes)):
+        raise MameLabError(
+            f"the model has {outputs} classes and the dataset {len(classes)}: choose the dataset it was trained for, "
+            f"train a head for this one with train.py, or judge its features by k-NN with model.num_classes=0"
+        )
 
 
 @contextmanager

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mame_lab import speed
-from mame_lab.comparison import Comparison
+from mame_lab.comparison import check_classes, judge
 from mame_lab.compilation import check_compiles, compile_models
 from mame_lab.config import Config, EvalConfig, SpeedSettings
 from mame_lab.data.datamodule import ImageData
-from mame_lab.errors import MameLabError
 from mame_lab.models import depends_on_batch, family_of, twin, unmerged_twin
 from mame_lab.models.zero_shot import ZeroShotHead
 from mame_lab.results import Arm, Conditions, Proportion, Result, gather_conditions, weights_hash
@@ -111,28 +110,15 @@ def _conditions(
     )
 
 
-def check_classes(classifier: nn.Module, classes: list[str]) -> None:
-    """Raise MameLabError where a classifier cannot judge the data; a model without one is judged by k-NN."""
-    outputs = getattr(classifier, "out_features", None)
-    if outputs not in (None, len(classes)):
-        raise MameLabError(
-            f"the model has {outputs} classes and the dataset {len(classes)}: choose the dataset it was trained for, "
-            f"train a head for this one with train.py, or judge its features by k-NN with model.num_classes=0"
-        )
-
-
 def _judge(
     models: Models, data: ImageData, trainer: Trainer, config: Config
 ) -> tuple[dict[str, dict[str, Proportion]], dict[str, Any]]:
     """The accuracy of each model, and how far the merged one is from the other."""
-    classifier = family_of(models["merged"]).classifier(models["merged"])
-    has_classifier = not isinstance(classifier, nn.Identity)
-    bank = None if has_classifier else _run(models, data.bank_dataloader(), trainer)
-    tested = _run(models, data.test_dataloader(), trainer)
-    accuracy = tested.accuracy() if bank is None else tested.knn_accuracy(bank, len(data.classes))
-    distance = tested.fidelity.compute()
+    family = family_of(models["merged"])
+    accuracy, distances = judge(models, family.classifier, data, trainer)
+    distance = distances["merged"]
     return accuracy, {
-        "evaluated_by": _judged_by(classifier, config),
+        "evaluated_by": _judged_by(family.classifier(models["merged"]), config),
         "agreement": None if distance.agreement is None else Proportion(*distance.agreement),
         "kl": distance.kl,
         "feature_error": distance.feature_error,
@@ -145,12 +131,6 @@ def _judged_by(classifier: nn.Module, config: Config) -> str:
         return "k-NN"
     untrained = isinstance(config, EvalConfig) and config.ckpt is None and not config.model.of_a_run
     return "zero-shot" if untrained and isinstance(classifier, ZeroShotHead) else "classifier"
-
-
-def _run(models: Models, loader: Any, trainer: Trainer) -> Comparison:
-    comparison = Comparison(models, family_of(models["merged"]).classifier)
-    trainer.test(comparison, loader, verbose=False)
-    return comparison
 
 
 def _forward(model: nn.Module, images: Tensor) -> Callable[[], object]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mame_lab.errors import MameLabError
 
@@ -30,6 +30,9 @@ class Finetune:
         distill: the share of the loss, from 0 to 1, that is the distance (KL) from what the unmerged model gives with
             the weights that the run starts from; cross-entropy with the labels has the rest.
         temperature: of both in that distance; above 1 the less likely classes count more.
+        budgets: values of `mame.r`, numbers or fractions. Every training batch merges by one of them, drawn uniformly,
+            in the blocks and by the schedule of `mame`; validation and the result take `mame` as it is. None: training
+            does too.
         cache: compute what enters the first trained part once for every sample, keep it on disk (in the folder that
             MAME_LAB_CACHE names), and train from there.
         views: augmented views of every training image that are kept.
@@ -44,6 +47,7 @@ class Finetune:
     n: int | None = None
     distill: float = 0.0
     temperature: float = 1.0
+    budgets: list[Any] | None = None
     cache: bool = False
     views: int = 1
     cache_dtype: str = DTYPES[0]

@@ -50,7 +50,7 @@ def test_the_probabilities_of_the_views_are_averaged(batch):
         top1, _, total = comparison.judges[name].compute()
         assert (top1, total) == (int((mean_BK.argmax(1) == labels_B).sum()), BATCH)
     merged_BK, unmerged_BK = probabilities["merged"], probabilities["unmerged"]
-    found = comparison.fidelity.compute()
+    found = comparison.fidelity["merged"].compute()
     assert found.agreement == (int((merged_BK.argmax(1) == unmerged_BK.argmax(1)).sum()), BATCH)
     kl = (unmerged_BK * (unmerged_BK / merged_BK).log()).sum(1).mean()
     assert found.kl == pytest.approx(float(kl), rel=1e-4)
@@ -60,7 +60,7 @@ def test_the_probabilities_of_the_views_are_averaged(batch):
 def test_a_view_that_excludes_a_class_leaves_it_possible():
     x_BVTC = torch.full((1, 2, 1, FEATURES), 1e3)
     x_BVTC[:, 1] = 0
-    assert compared(x_BVTC.flatten(0, 1), torch.zeros(1, dtype=torch.long)).fidelity.compute().kl < 1e4
+    assert compared(x_BVTC.flatten(0, 1), torch.zeros(1, dtype=torch.long)).fidelity["merged"].compute().kl < 1e4
 
 
 @torch.no_grad()
@@ -80,3 +80,16 @@ def test_a_single_view_is_left_as_it_is(batch):
     logits_BK = comparison.models["merged"](x_BVTC[:, 0])
     hits = int((logits_BK.argmax(1) == labels_B).sum())
     assert comparison.judges["merged"].compute()[0] == hits
+
+
+@torch.no_grad()
+def test_each_model_is_compared_with_the_unmerged_one(batch):
+    x_BVTC, labels_B = batch
+    models = {"same": Recording(2), "unmerged": Recording(2), "other": Recording(1)}
+    comparison = Comparison(models, lambda model: model.head)
+    comparison.test_step((x_BVTC[:, 0], labels_B))
+    distances = {name: fidelity.compute() for name, fidelity in comparison.fidelity.items()}
+    assert list(distances) == ["same", "other"]
+    assert distances["same"] == ((BATCH, BATCH), 0, 0)
+    assert distances["other"] == compared(x_BVTC[:, 0], labels_B).fidelity["merged"].compute()
+    assert distances["other"].kl > 0

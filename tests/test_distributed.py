@@ -91,6 +91,15 @@ def test_two_processes_learn_from_a_teacher_as_one(entry_point, tmp_path):
         assert losses(tmp_path / "two", key) == pytest.approx(losses(tmp_path / "one", key), abs=1e-6)
 
 
+@pytest.mark.slow
+def test_two_processes_train_at_the_budgets_of_one(entry_point, tmp_path):
+    overrides = [*TRAINING, "mame.r=10", "finetune.budgets=[0,5,20]"]
+    run("train", *overrides, *TWO, "dataset.batch_size=8", f"hydra.run.dir={tmp_path / 'two'}")
+    entry_point("train", tmp_path / "one", *overrides, "trainer=cpu", "dataset.batch_size=16")
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
+    assert result(tmp_path / "two")["merged"]["top1"] == result(tmp_path / "one")["merged"]["top1"]
+
+
 def test_a_failure_in_two_processes_ends_both(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *TRAINING, *TWO, "optim.lr=1e30", f"hydra.run.dir={tmp_path}"],

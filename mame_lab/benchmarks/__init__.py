@@ -1,5 +1,10 @@
 """Experiments that set merge methods side by side on one model, by name."""
 
-from mame_lab.benchmarks.settings import Benchmark, Denoiser, Frontier, Throughput
+from mame_lab.benchmarks.settings import Benchmark, Budgets, Denoiser, Frontier, Throughput
 
-BENCHMARKS: dict[str, type[Benchmark]] = {"frontier": Frontier, "throughput": Throughput, "denoiser": Denoiser}
+BENCHMARKS: dict[str, type[Benchmark]] = {
+    "frontier": Frontier,
+    "throughput": Throughput,
+    "budgets": Budgets,
+    "denoiser": Denoiser,
+}

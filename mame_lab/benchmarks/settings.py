@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mame_lab.benchmarks.variants import VARIANTS
 from mame_lab.errors import MameLabError
-from mame_lab.merging import METHODS
+from mame_lab.merging import METHODS, Method
 from mame_lab.merging.grid import Grid
 
 if TYPE_CHECKING:
@@ -42,11 +42,12 @@ class Benchmark(ABC):
     name: str
 
     @abstractmethod
-    def run(self, model: nn.Module, data: ImageData, trainer: Trainer, folder: Path) -> None:
+    def run(self, model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> None:
         """Measure, print a table, and write CSV and plot to the folder.
 
         Args:
             model: unmerged, with its weights; it is left as it was.
+            method: the group `mame`, for a benchmark that does not name its own methods.
             data: its test images are measured on, its validation images are what schedules are solved on.
             trainer: its device and precision hold for everything.
             folder: where the files go.
@@ -86,7 +87,7 @@ class Frontier(Benchmark):
                 f"give both for each setting"
             )
 
-    def run(self, model: nn.Module, data: ImageData, trainer: Trainer, folder: Path) -> None:
+    def run(self, model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> None:
         from mame_lab.benchmarks import frontier
 
         frontier.run(self, model, data, trainer, folder)
@@ -114,10 +115,38 @@ class Throughput(Benchmark):
     compiled: bool = False
     rounds: int = 20
 
-    def run(self, model: nn.Module, data: ImageData, trainer: Trainer, folder: Path) -> None:
+    def run(self, model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> None:
         from mame_lab.benchmarks import throughput
 
         throughput.run(self, model, data, trainer, folder)
+
+
+@dataclass
+class Budgets(Benchmark):
+    """Accuracy and speed of one model over the budget: the same weights, merged by `mame` with each in turn.
+
+    Args:
+        r: values of `mame.r`, numbers or fractions; blocks and schedule are those of `mame`, or of the checkpoint.
+        batch_size: images in a timed batch.
+        rounds: timed calls of each arm, the unmerged model among them.
+    """
+
+    name: str = "budgets"
+    r: list[Any] = field(default_factory=lambda: [0, 4, 8, 12, 16])
+    batch_size: int = 64
+    rounds: int = 10
+
+    def __post_init__(self) -> None:
+        for key in ("batch_size", "rounds"):
+            if getattr(self, key) < 1:
+                raise MameLabError(f"benchmark.{key}={getattr(self, key)} is not positive: give 1 or more")
+        if not self.r:
+            raise MameLabError("benchmark.r=[] holds no budget: give values of mame.r, such as [0, 8]")
+
+    def run(self, model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> None:
+        from mame_lab.benchmarks import budgets
+
+        budgets.run(self, model, method, data, trainer, folder)
 
 
 @dataclass
@@ -146,7 +175,7 @@ class Denoiser(Benchmark):
         if unknown := set(self.methods) - set(known):
             raise MameLabError(f"benchmark.methods={sorted(unknown)} is not for U-Nets: choose from {', '.join(known)}")
 
-    def run(self, model: Any, data: object, trainer: object, folder: Path) -> None:
+    def run(self, model: Any, method: object, data: object, trainer: object, folder: Path) -> None:
         """As `Benchmark.run`, with a pipeline on its device; its own noise takes the place of data."""
         from mame_lab.benchmarks import denoiser
 

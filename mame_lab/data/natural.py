@@ -82,7 +82,7 @@ class Natural(ImageDataset):
 
     def splits(self) -> Splits:
         classes = [filename.split(".")[0] for _, filename in KINDS[self.kind]]
-        photos = [_photo(package, filename) for package, filename in KINDS[self.kind]]
+        photos = [read_photo(package, filename) for package, filename in KINDS[self.kind]]
         train, val, test = (self._crops(photos, classes, split) for split in ("train", "val", "test"))
         return Splits(train, val, test, classes)
 
@@ -96,7 +96,12 @@ class Natural(ImageDataset):
         return Crops(photos, boxes)
 
 
-def _photo(package: str, filename: str) -> Image:
+def read_photo(package: str, filename: str) -> Image:
+    """One of `KINDS`, as RGB.
+
+    Raises:
+        MameLabError: the installed package lacks it.
+    """
     from PIL import Image
 
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.method import Method
@@ -100,6 +100,11 @@ class Adaptive(Bipartite):
     @property
     def packed(self) -> bool:
         return self.r is None and self.batch == "packed"
+
+    def at(self, r: Any, **changes: Any) -> Self:
+        """As `Method.at`; a threshold stays where it only says how a source is spread."""
+        decides = self.r is None and not self.target
+        return super().at(r, tau=None if decides else self.tau, **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
         if self.r is None and self.tau == 1:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.grid import Grid
@@ -108,6 +108,16 @@ class Method(ABC):
     def packed(self) -> bool:
         """Whether a batch runs as one sequence of the tokens of all its samples."""
         return False
+
+    def at(self, r: Any, **changes: Any) -> Self:
+        """The same method with one budget for all blocks in the place of whatever says how much merges.
+
+        Raises:
+            MameLabError: `r` is not a number of tokens or a fraction of them.
+        """
+        if not isinstance(r, int | float):
+            raise MameLabError(f"{r} is no budget: give a number of tokens, or a fraction between 0 and 1")
+        return replace(self, r=r, flops=None, speedup=None, **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
         """The tokens that leave in each of `depth` blocks."""

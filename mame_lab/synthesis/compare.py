@@ -55,7 +55,7 @@ def synthesise(run: EvalConfig, values: dict[str, Any], folder: Path) -> dict[st
     if trainer.precision != "32-true":
         pipe.to(DTYPES[trainer.precision])
     if run.benchmark:
-        run.benchmark.run(pipe, run.dataset, trainer, folder)
+        run.benchmark.run(pipe, run.mame, run.dataset, trainer, folder)
         print(f"Written to {folder}")
         return None
     results, pictures = compare(pipe, run)
