@@ -92,7 +92,7 @@ class Classification(LightningModule):
             checkpoint["teacher"] = self.distillation.digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.distillation and self.distillation.digest != checkpoint["teacher"]:
+        if self.distillation and self.distillation.digest != checkpoint.get("teacher"):
             raise MameLabError(
                 "finetune.distill: the teacher has not the weights that it had when the run started: give the "
                 "model.weights of then, or start anew in another hydra.run.dir"

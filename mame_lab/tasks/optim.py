@@ -32,7 +32,7 @@ def layers(names: Iterable[str], blocks: Sequence[str]) -> Iterator[tuple[str, i
     """The layer of each parameter: 0 before the first block, i + 1 in block i (from 0), D + 1 after the last of D.
 
     Args:
-        names: of all parameters, in the model's order, which is that of its forward pass but for what is in a block.
+        names: of all parameters, in the model's order: what is named before the first block is what runs before it.
         blocks: names of the blocks, in order.
     """
     other = 0

@@ -15,7 +15,7 @@ from torch import nn
 
 import mame_lab
 from mame_lab import hub
-from mame_lab.models import family, timm
+from mame_lab.models import family, load, timm
 from mame_lab.models.open_clip import loading
 from mame_lab.models.open_clip.text import TextTower
 from mame_lab.models.settings import ModelSettings
@@ -314,3 +314,12 @@ def test_zero_shot_then_the_last_layer_then_the_checkpoint(entry_point, tmp_path
     entry_point("eval", tmp_path / "weights", *RUN, best.replace("ckpt", "model.weights", 1))
     again = Result.load(tmp_path / "weights/result.json")
     assert (again.conditions.weights, again.evaluated_by) == (trained.conditions.weights, "classifier")
+
+
+def test_a_run_that_gave_a_tower_a_head_of_numbers(tmp_path):
+    model, x, path = zero_shot(), images(), tmp_path / "best.ckpt"
+    assert timm.match_classes(model, 3)
+    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    config = {"model": {}, "mame": {}, "dataset": {}, "seed": 0}
+    torch.save({"config": config, "state_dict": state, "global_step": 1}, path)
+    assert torch.equal(load(settings(weights=str(path))).eval()(x), model(x))
