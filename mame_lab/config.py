@@ -135,6 +135,11 @@ class EvalConfig(Config):
                 f"benchmark={self.benchmark.name} and dataset={self.dataset.name} do not go together: "
                 f"benchmark=denoiser is for dataset=prompts, all others are for models that classify"
             )
+        if self.benchmark is not None and self.compile:
+            raise MameLabError(
+                f"compile=true is for one evaluation, not for benchmark={self.benchmark.name}: leave it, or time with "
+                f"benchmark=throughput benchmark.compiled=true"
+            )
         if not 0 <= self.visualize <= 64:
             raise MameLabError(f"visualize={self.visualize} is out of range: give a number of images from 0 to 64")
         if self.visualize and self.benchmark is not None:

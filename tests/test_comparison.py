@@ -17,10 +17,11 @@ class Recording(nn.Module):
         torch.manual_seed(seed)
         self.head = nn.Linear(FEATURES, classes) if classes else nn.Identity()
         self.given = []
+        self.scale = 3
 
     def forward(self, x_BTC):
         self.given.append(len(x_BTC))
-        return self.head(3 * x_BTC.mean(1))
+        return self.head(self.scale * x_BTC.mean(1))
 
 
 def compared(inputs, labels_B, classes=CLASSES):
@@ -85,11 +86,15 @@ def test_a_single_view_is_left_as_it_is(batch):
 @torch.no_grad()
 def test_each_model_is_compared_with_the_unmerged_one(batch):
     x_BVTC, labels_B = batch
-    models = {"same": Recording(2), "unmerged": Recording(2), "other": Recording(1)}
+    models = {"same": Recording(2), "unmerged": Recording(2), "other": Recording(1), "far": Recording(1)}
+    models["far"].scale = 6
     comparison = Comparison(models, lambda model: model.head)
     comparison.test_step((x_BVTC[:, 0], labels_B))
     distances = {name: fidelity.compute() for name, fidelity in comparison.fidelity.items()}
-    assert list(distances) == ["same", "other"]
+    assert list(distances) == ["same", "other", "far"]
     assert distances["same"] == ((BATCH, BATCH), 0, 0)
     assert distances["other"] == compared(x_BVTC[:, 0], labels_B).fidelity["merged"].compute()
     assert distances["other"].kl > 0
+    features_BC = 3 * x_BVTC[:, 0].mean(1)
+    spread = (features_BC - features_BC.mean(0)).norm(dim=1).mean()
+    assert distances["far"].feature_error == pytest.approx(float(features_BC.norm(dim=1).mean() / spread))

@@ -66,6 +66,11 @@ def test_models_are_published_by_timm(path: Path):
         ("eval", ["model=sd_mini", "dataset=prompts", "visualize=1"], "visualize and ckpt"),
         ("eval", ["model=sd_mini", "dataset=prompts", "benchmark=frontier"], "benchmark=frontier and dataset=prompts"),
         ("eval", ["benchmark=denoiser"], "benchmark=denoiser and dataset=digits"),
+        (
+            "eval",
+            ["benchmark=budgets", "compile=true"],
+            "compile=true is for one evaluation, not",
+        ),
     ],
 )
 def test_pipelines_and_prompts_go_together(entry, overrides, named):

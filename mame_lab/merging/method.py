@@ -112,6 +112,10 @@ class Method(ABC):
     def at(self, r: Any, **changes: Any) -> Self:
         """The same method with one budget for all blocks in the place of whatever says how much merges.
 
+        Args:
+            r: tokens that leave in every merging block, or the fraction of them that does.
+            changes: of other settings.
+
         Raises:
             MameLabError: `r` is not a number of tokens or a fraction of them.
         """

@@ -69,6 +69,7 @@ def test_cells_are_dealt_two_to_one_to_two_from_everywhere():
     cells = deal("photo", (1411, 1411), 64, random.Random(0))
     assert list(cells) == list(HANDS)
     assert [len(cells[split]) for split in HANDS] == [116, 58, 115]
+    assert cells != deal("photo", (1411, 1411), 64, random.Random(1))
     for boxes in cells.values():
         centre = np.mean(boxes, 0)
         assert (abs(centre - 705) < 150).all()
