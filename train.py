@@ -33,11 +33,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from torch.nn.functional import cross_entropy
 
     import mame_lab
-    from mame_lab import checkpoint, compilation, finetune, models, resuming, targets, tracking, training
+    from mame_lab import checkpoint, compilation, finetune, learning, models, resuming, targets, tracking, training
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.evaluation import evaluate
-    from mame_lab.tasks.classification import Classification
 
     print = rank_zero_only(rich.print)
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -50,27 +49,30 @@ def train(cfg: DictConfig) -> dict[str, float]:
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
     family.name_classes(model, data.classes)
     if family.match_classes(model, len(data.classes)):
+        finetune.check_new_head(run.finetune)
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 
     loggers = run.logger.build(folder, values, past.step if past else 0)
     trainer = run.trainer.build(folder, loggers, [resuming.Reseed(run.seed)])
     with training.processes(trainer):
+        asked = run.mame
         if past:
             run = config.typed(config.TrainConfig, values | {"mame": past.config["mame"]})
             print(f"Going on from {past.path}, after {past.step} updates of the weights, with mame={run.mame}.")
-        run.mame = targets.meet(model, run.mame, data, trainer, folder)
+        run.mame = targets.meet(model, learning.start(run.mame), data, trainer, folder)
         values["mame"] = asdict(run.mame)
         mame_lab.apply(model, run.mame)
-        print(finetune.table(finetune.freeze(model, run.finetune)))
+        print(finetune.table(finetune.freeze(model, run.finetune, asked.learns)))
         if run.compile:
             compilation.check_compiles(model, trainer.strategy.root_device)
             compilation.compile_models(model)
         trained = models.twin(model) if run.trainer.shards else model
-        task = Classification(trained, len(data.classes), run.optim, values)
+        task = learning.task(trained, data, run, values, asked)
         trainer.fit(task, data, ckpt_path=past and past.path)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "")
         if best:
             model.load_state_dict(checkpoint.read(best).state)
+        run.mame = learning.finish(task, model, run.mame, best, folder)
 
         judge = run.trainer.unsharded().build(folder, loggers) if run.trainer.shards else trainer
         result = evaluate(model, data, judge, run, training_loss=cross_entropy)

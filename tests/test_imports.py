@@ -36,6 +36,8 @@ ARROWS = {
     "model_summary": ["models", "speed"],
     "comparison": ["fidelity", "results"],
     "compilation": [],
+    "costs": ["merging", "models", "speed"],
+    "learning": ["checkpoint", "config", "costs", "data", "merging", "models", "targets", "tasks"],
     "targets": ["data", "merging", "models", "speed"],
     "benchmarks": ["comparison", "compilation", "data", "fidelity", "merging", "models", "speed", "targets"],
     "config": [

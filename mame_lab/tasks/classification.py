@@ -62,8 +62,13 @@ class Classification(LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         steps, epochs = self.trainer.estimated_stepping_batches, self.trainer.max_epochs
-        optimizer, scheduler = self.optim.build(self.model, steps, epochs)  # pyright: ignore[reportArgumentType]
+        others = self.other_parameters()
+        optimizer, scheduler = self.optim.build(self.model, steps, epochs, others)  # pyright: ignore[reportArgumentType]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def other_parameters(self) -> list[dict[str, Any]]:
+        """The parameter groups of what trains beside the model, see `AdamW.build`."""
+        return []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mame_lab.errors import MameLabError
 
@@ -62,11 +63,14 @@ class AdamW:
             if not holds:
                 raise MameLabError(f"optim.{key}={getattr(self, key)}: set it to a value {rule}")
 
-    def build(self, model: nn.Module, total_steps: float, epochs: int) -> tuple[Optimizer, LRScheduler]:
+    def build(
+        self, model: nn.Module, total_steps: float, epochs: int, others: Sequence[dict[str, Any]] = ()
+    ) -> tuple[Optimizer, LRScheduler]:
         """The optimizer of the parameters of `model` that train, and its scheduler, to be stepped after every update.
 
         Biases, norms and all other parameters of one dimension are not decayed, nor what `model.no_weight_decay()`
-        (timm's convention) names. `total_steps` updates are made in `epochs` epochs.
+        (timm's convention) names. `total_steps` updates are made in `epochs` epochs. `others` are further
+        parameter groups, as torch's optimizers take them.
         """
         import torch
 
@@ -75,7 +79,7 @@ class AdamW:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 (free if parameter.ndim <= 1 or name in kept else decayed).append(parameter)
-        groups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        groups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}, *others]
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
             lr=self.lr,

@@ -41,14 +41,15 @@ def attach(model: TimmTransformer, method: Method) -> None:
     """
     architecture = architecture_of(model)
     method.check_sequences()
-    schedule = method.schedule_for(len(model.blocks))
+    depth = len(model.blocks)
+    schedule = method.schedule_for(depth)
     if model.patch_embed.num_patches:
         schedule.walk(model.patch_embed.num_patches, warn=True)
     detach(model)
     if schedule.off:
         return
     model.__class__ = architecture.merging
-    vars(model).update(method=method, schedule=schedule)
+    vars(model).update(method=method, methods=[method.of_block(block) for block in range(depth)], schedule=schedule)
     for block in model.blocks:
         block.__class__ = architecture.merging_block
 
@@ -58,7 +59,7 @@ def detach(model: TimmTransformer) -> None:
     if isinstance(model, MergingTransformer):
         architecture = architecture_of(model)
         model.__class__ = architecture.plain
-        del model.method, model.schedule
+        del model.method, model.methods, model.schedule
         for block in model.blocks:
             block.__class__ = architecture.block
 

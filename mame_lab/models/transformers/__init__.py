@@ -45,14 +45,16 @@ def attach(model: Any, method: Method) -> None:
     """
     architecture = architecture_of(model)
     method.check_sequences()
-    schedule = method.schedule_for(len(block_names(model)))
+    depth = len(block_names(model))
+    schedule = method.schedule_for(depth)
     schedule.walk(model.base_model.embeddings.patch_embeddings.num_patches, warn=True)
     detach(model)
     if schedule.off:
         return
     _change(model, architecture.merging)
+    methods = [method.of_block(block) for block in range(depth)]
     for part in (model, model.base_model):
-        vars(part).update(method=method, schedule=schedule)
+        vars(part).update(method=method, methods=methods, schedule=schedule)
 
 
 def detach(model: Any) -> None:
@@ -60,7 +62,7 @@ def detach(model: Any) -> None:
     if isinstance(model.base_model, MergingBackbone):
         _change(model, architecture_of(model).plain)
         for part in {model, model.base_model}:
-            del part.method, part.schedule
+            del part.method, part.methods, part.schedule
 
 
 def _change(model: Any, classes: dict[type[nn.Module], type[nn.Module]]) -> None:

@@ -56,6 +56,7 @@ class Merging(nn.Module):
     """What a merging classifier and its backbone share."""
 
     method: Method
+    methods: list[Method]
     schedule: Schedule
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
@@ -119,7 +120,7 @@ class MergingBackbone(Merging):
             if self.training:
                 _check_checkpointing(layer)
             leave = self.schedule.leaving(index, x_BNC.shape[1] - state.prefix)
-            x_BNC, state = layer(x_BNC, state, self.method, leave)
+            x_BNC, state = layer(x_BNC, state, self.methods[index], leave)
             yield x_BNC, state
 
     def _norm(self, x_BNC: Tensor) -> Tensor:
