@@ -97,9 +97,8 @@ class Learning(Method):
         return replace(self, block=block)
 
     def learned(self) -> Adaptive:
-        """The method with the thresholds as they are now, as numbers that round to the same float32."""
-        taus = [float(f"{tau:.9g}") for tau in self.thresholds().tolist()]
-        return replace(self.base, tau=taus, blocks=None)
+        """The method with the thresholds as they are now."""
+        return replace(self.base, tau=self.thresholds().tolist(), blocks=None)
 
     def leaving_DB(self) -> Tensor:
         """`leaving` of all blocks, 0 where none merges."""
@@ -121,11 +120,11 @@ class Learning(Method):
         best_BS = similarity_BTS.amax(1)
         leaves_BS = base.leaving(similarity_BTS, leave)
         soft_B = soft_count(best_BS, tau, temperature)
-        self.leaving[self.block] = leaves_BS.sum(1) + soft_B - soft_B.detach()
+        self.leaving[self.block] = leaves_BS.sum(1) + _gradient_of(soft_B)
         if not tau.requires_grad or not torch.is_grad_enabled():
             return plan, x_BKC, size_BK1
         sigma_BS = ((best_BS - tau) / temperature).sigmoid()
-        gate_BS = (sigma_BS - sigma_BS.detach()).masked_fill(leaves_BS, 0)
+        gate_BS = _gradient_of(sigma_BS).masked_fill(leaves_BS, 0)
         targets = base.targets(similarity_BTS)
         W_BTS = targets if targets.dim() == 3 else nearest_weights(similarity_BTS)
         return plan, *gated(plan, x_BKC, size_BK1, tokens, W_BTS * (leaves_BS + gate_BS)[:, None])

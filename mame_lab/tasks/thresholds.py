@@ -18,9 +18,10 @@ from mame_lab.tasks.optim import AdamW
 
 # The peak learning rate of the thresholds, which are not decayed. They are learned as logits, so a step of the
 # optimizer changes their distance from 1 by about this share of itself. Warm-up and decay are those of the weights.
-LR = 0.02
-# The loss is that of the task and PENALTY (share / target - 1)^2, with the share of the batch.
-PENALTY = 10.0
+LR = 0.05
+# The loss is that of the task and PENALTY (share / target - 1)^2. The target is one for the mean, so the share is the
+# running mean of those of the batches; its gradient is that of the batch at hand.
+PENALTY, MOMENTUM = 10.0, 0.9
 # How close to the target a common shift of the logits brings the cost, and how often it is tried.
 TOLERANCE, TRIALS = 0.005, 12
 
@@ -55,6 +56,8 @@ class ThresholdClassification(Classification):
         budget: what it may cost.
     """
 
+    share: Tensor
+
     def __init__(
         self,
         model: nn.Module,
@@ -69,14 +72,17 @@ class ThresholdClassification(Classification):
         self.learning = learning
         self.budget = budget
         self.thresholds = learning.thresholds
+        self.register_buffer("share", torch.tensor(budget.flops))
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         loss = super().training_step(batch)
         share = self._share_B().mean()
+        self.share.lerp_(share.detach(), 1 - MOMENTUM)
+        excess = (self.share + share - share.detach()) / self.budget.flops - 1
         self.log("train/flops", share, sync_dist=True)
         tau_D = self.thresholds().detach()
         self.log("train/tau", tau_D[tau_D < 1].mean())
-        return loss + PENALTY * (share / self.budget.flops - 1) ** 2
+        return loss + PENALTY * excess**2
 
     def validation_step(self, batch: tuple[Tensor, Tensor]) -> None:
         super().validation_step(batch)
@@ -100,6 +106,7 @@ class ThresholdClassification(Classification):
 
         shift = self.trainer.strategy.broadcast(find_zero(excess, TOLERANCE, TRIALS))
         logit_D.copy_(start_D + shift)
+        self.share.fill_(self.budget.flops)
 
     def other_parameters(self) -> list[dict[str, Any]]:
         return [{"params": list(self.thresholds.parameters()), "lr": LR, "weight_decay": 0.0}]
