@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import rich
@@ -11,11 +12,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from mame_lab import checkpoint, compilation, finetune, models
+from mame_lab import checkpoint, compilation, finetune, learning, models
 from mame_lab.checkpoint import Checkpoint
 from mame_lab.config import TrainConfig
 from mame_lab.data.datamodule import ImageData
 from mame_lab.finetune import Finetune
+from mame_lab.merging import Method
 from mame_lab.results import weights_hash
 from mame_lab.tasks.classification import Classification
 from mame_lab.tasks.distillation import Distillation
@@ -30,9 +32,10 @@ def fit(
     trainer: Trainer,
     run: TrainConfig,
     values: dict[str, Any],
+    asked: Method,
     past: Checkpoint | None,
-) -> None:
-    """Train what `run.finetune` says; the model then has the weights of the best checkpoint.
+) -> Method:
+    """Train what `run.finetune` says; the model then has the weights of the best checkpoint, and merges as it did.
 
     Args:
         model: merged.
@@ -40,9 +43,13 @@ def fit(
         trainer: what trains it.
         run: the configuration.
         values: the same as plain values, which every checkpoint carries.
+        asked: the merging that was asked for; that of `run` is where training starts.
         past: where to go on from.
+
+    Returns:
+        The merging that training ends with.
     """
-    print(finetune.table(finetune.freeze(model, run.finetune)))
+    print(finetune.table(finetune.freeze(model, run.finetune, asked.learns)))
     if run.compile:
         compilation.check_compiles(model, trainer.strategy.root_device)
         compilation.compile_models(model)
@@ -52,11 +59,13 @@ def fit(
         teacher: Any = taught and taught.teacher
         batches = TrunkData(data, model, run, teacher)
         trained, taught = batches.staged, taught and replace(taught, teacher=attrgetter("logits_BK"))
-    task = Classification(trained, len(data.classes), run.optim, values, blocks, taught)
+    settings = trained, len(data.classes), run.optim, values, blocks, taught
+    task = learning.task(data, run, asked, *settings) if asked.learns else Classification(*settings)
     trainer.fit(task, batches, ckpt_path=past and past.path)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if best:
         model.load_state_dict(checkpoint.read(best).state)
+    return learning.finish(task, model, run.mame, best, Path(trainer.default_root_dir))
 
 
 def distillation(model: nn.Module, settings: Finetune) -> Distillation | None:

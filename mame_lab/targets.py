@@ -50,6 +50,10 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     if not method.target:
         return method
     tracing_family_of(model)
+    if method.learns:
+        raise MameLabError(
+            "mame.schedule=learned is learned in training: run train.py with it, or solve with schedule=adaptive"
+        )
     from rich.console import Console
     from rich.progress import Progress
 
@@ -71,16 +75,21 @@ def meet(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, fo
             f"mame.speedup={method.speedup} is measured on one device, here are {trainer.world_size}: solve it with "
             f"trainer.devices=1 and give back the schedule that is printed"
         )
-    from rich import print
-
     device = trainer.strategy.root_device
     images = data.sample(CALIBRATION_IMAGES, "val")[0].to(device)
     with trainer.precision_plugin.forward_context():
         solved = solve(model.to(device), method, images)
     if trainer.is_global_zero:
-        path = save(solved, folder)
-        print(f"Solved: {solved}\nSaved: use it again with --config-dir {path.parents[1]} mame={path.stem}")
+        tell("Solved", solved, folder)
     return solved
+
+
+def tell(what: str, method: Method, folder: Path) -> None:
+    """Print a method that was found, and save it to be given back."""
+    from rich import print
+
+    path = save(method, folder)
+    print(f"{what}: {method}\nSaved: use it again with --config-dir {path.parents[1]} mame={path.stem}")
 
 
 def save(method: Method, folder: Path) -> Path:

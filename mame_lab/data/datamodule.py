@@ -112,7 +112,7 @@ class ImageData(LightningDataModule):
         return self._loader(videos, EvaluationBatches(len(videos), self.dataset.batch_size), collate_fn=_join_views)
 
     def sample(self, count: int, split: str = "test") -> tuple[torch.Tensor, torch.Tensor]:
-        """A batch of images spread evenly over a split (test or val), repeated where there are fewer than `count`."""
+        """A batch of images spread evenly over a split (train, val, test), repeated where it has fewer than `count`."""
         images = TransformedImages(getattr(self.splits, split), self.dataset.evaluation(self.preprocessing))
         indices = torch.linspace(0, len(images) - 1, min(count, len(images))).long().repeat(-(-count // len(images)))
         x_BCHW, y_B = zip(*(images[i] for i in indices[:count].tolist()), strict=True)

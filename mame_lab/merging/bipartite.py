@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mame_lab.errors import MameLabError
@@ -29,15 +29,20 @@ class Bipartite(Method):
 
     Attributes:
         keep_norm: see `MergePlan`.
+        spreads: whether adaptive merging spreads a source over several targets.
     """
 
     keep_norm: ClassVar[float] = 0.0
+    spreads: ClassVar[bool] = False
     restores: ClassVar[bool] = True
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+        return self.plan_by(self.similarity(tokens), tokens, leave)
+
+    def plan_by(self, similarity_BTS: Tensor, tokens: Tokens, leave: int | None) -> MergePlan:
+        """`plan`, from what `similarity` gave."""
         from mame_lab.merging.plan import make_plan
 
-        similarity_BTS = self.similarity(tokens)
         leaves_BS = self.leaving(similarity_BTS, leave)
         return make_plan(tokens, leaves_BS, self.targets(similarity_BTS), leave, self.keep_norm)
 
@@ -67,7 +72,8 @@ class Adaptive(Bipartite):
     """Sources leave that have a target more similar than `tau`; with `r`, the `r` closest ones of every block.
 
     Args:
-        tau: similarity above which tokens merge, from -1 to 1; 1 is off. Without `r`, None becomes the method's own.
+        tau: similarity above which tokens merge, from -1 to 1; 1 is off. A list has one entry for each block of the
+            model. Without `r`, None becomes the method's own.
         batch: what adaptive merging does with samples that lose different numbers of tokens: `per_sample` pads the
             shorter ones, a result never depends on the batch; `packed` computes the same, but runs the batch as one
             sequence without padding (while the model trains, it pads); `union` (as published) keeps a source in all
@@ -78,7 +84,7 @@ class Adaptive(Bipartite):
         MameLabError: a value is out of range.
     """
 
-    tau: float | None = None
+    tau: Any = None
     batch: str = "per_sample"
 
     adaptive: ClassVar[bool] = True
@@ -88,10 +94,28 @@ class Adaptive(Bipartite):
         super().__post_init__()
         if self.r is None and self.tau is None and not self.target:
             self.tau = self.default_tau
-        if self.tau is not None and not -1 <= self.tau <= 1:
-            raise MameLabError(f"mame.tau={self.tau} is out of range: give a similarity from -1 to 1 (1 is off)")
+        taus = self.tau if isinstance(self.tau, list) else [] if self.tau is None else [self.tau]
+        if not all(type(tau) in (int, float) and -1 <= tau <= 1 for tau in taus):
+            raise MameLabError(
+                f"mame.tau={self.tau} is out of range: give a similarity from -1 to 1 (1 is off), or a list of these "
+                f"with one entry for each block"
+            )
+        if isinstance(self.tau, list):
+            self._check_list()
         if self.batch not in BATCHES:
             raise MameLabError(f"mame.batch={self.batch} is not known: choose from {', '.join(BATCHES)}")
+        if self.learns and self.batch == "union":
+            raise MameLabError(
+                "mame.batch=union has no counts of each sample to learn from: choose per_sample or packed"
+            )
+
+    def _check_list(self) -> None:
+        for key in ("r", "flops", "speedup", "blocks", "schedule"):
+            if getattr(self, key) is not None:
+                raise MameLabError(
+                    f"mame.{key}={getattr(self, key)} contradicts mame.tau={self.tau}: a list says for every block "
+                    f"what merges, 1 for nothing"
+                )
 
     @property
     def depends_on_batch(self) -> bool:
@@ -107,9 +131,18 @@ class Adaptive(Bipartite):
         return super().at(r, tau=None if decides else self.tau, **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
+        if isinstance(self.tau, list):
+            if len(self.tau) != depth:
+                raise MameLabError(
+                    f"mame.tau={self.tau} has {len(self.tau)} entries: give one for each of {depth} blocks"
+                )
+            return Schedule(tuple(0 if tau == 1 else None for tau in self.tau))
         if self.r is None and self.tau == 1:
             return Schedule((0,) * depth)
         return super().schedule_for(depth)
+
+    def of_block(self, block: int) -> Adaptive:
+        return replace(self, tau=self.tau[block]) if isinstance(self.tau, list) else self
 
     def leaving(self, similarity_BTS: Tensor, leave: int | None) -> Tensor:
         if leave is not None:

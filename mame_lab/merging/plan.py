@@ -68,10 +68,10 @@ class MergePlan(NamedTuple):
         kept_BU1 = 1 - share_BUR.sum(2, keepdim=True)
         y_BUC = torch.baddbmm(x_BUC * kept_BU1.to(x_BUC.dtype), share_BUR.to(x_BUC.dtype), x_BRC)
         if self.keep_norm:
-            norm_BU1 = kept_BU1 * _norm(x_BUC) + share_BUR @ _norm(x_BRC)
-            scale_BU1 = norm_BU1 / _norm(y_BUC)
+            norm_BU1 = kept_BU1 * norm(x_BUC) + share_BUR @ norm(x_BRC)
+            scale_BU1 = norm_BU1 / norm(y_BUC)
             y_BUC = y_BUC * torch.where(kept_BU1 < 1, scale_BU1**self.keep_norm, 1).to(y_BUC.dtype)
-        return _add(x_BKC, self.row_BU, y_BUC - x_BUC), _add(size_BK1, self.row_BU, gained_BU1)
+        return add(x_BKC, self.row_BU, y_BUC - x_BUC), add(size_BK1, self.row_BU, gained_BU1)
 
     def restore(self, x_BKC: Tensor) -> Tensor:
         """MaRe: tokens return to their positions, a merged one as the weighted mean W^T x' of those that took it.
@@ -163,13 +163,13 @@ def _flat(index_BK: Tensor, tokens: int) -> Tensor:
     return index_BK + torch.arange(index_BK.shape[0], device=index_BK.device)[:, None] * tokens
 
 
-def _add(x_BKC: Tensor, row_BU: Tensor, y_BUC: Tensor) -> Tensor:
+def add(x_BKC: Tensor, row_BU: Tensor, y_BUC: Tensor) -> Tensor:
     """Adds y, in place, to the tokens at the given places."""
     x_BKC.flatten(0, 1).index_add_(0, _flat(row_BU, x_BKC.shape[1]).flatten(), y_BUC.flatten(0, 1))
     return x_BKC
 
 
-def _norm(x_BNC: Tensor) -> Tensor:
+def norm(x_BNC: Tensor) -> Tensor:
     """The norm of every token, not quite 0 where it is 0, so that it has a quotient and a gradient."""
     dtype = torch.promote_types(x_BNC.dtype, torch.float32)
     norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True, dtype=dtype)

@@ -53,5 +53,5 @@ class Ward(Adaptive):
 
     def schedule_for(self, depth: int) -> Schedule:
         schedule = super().schedule_for(depth)
-        in_all_blocks = self.r is None and self.blocks is None and not schedule.off
+        in_all_blocks = self.r is None and self.blocks is None and not isinstance(self.tau, list) and not schedule.off
         return make_schedule(None, depth, depth) if in_all_blocks else schedule

@@ -57,7 +57,8 @@ def attach(model: TimmTransformer, method: Method) -> None:
 def _enter(model: TimmTransformer, method: Method, schedule: Schedule) -> None:
     architecture = architecture_of(model)
     model.__class__ = architecture.merging
-    vars(model).update(method=method, schedule=schedule)
+    methods = [method.of_block(block) for block in range(len(model.blocks))]
+    vars(model).update(method=method, methods=methods, schedule=schedule)
     for block in model.blocks:
         block.__class__ = architecture.merging_block
 
@@ -67,7 +68,7 @@ def detach(model: TimmTransformer) -> None:
     if isinstance(model, MergingTransformer):
         architecture = architecture_of(model)
         model.__class__ = architecture.plain
-        del model.method, model.schedule
+        del model.method, model.methods, model.schedule
         for block in model.blocks:
             block.__class__ = architecture.block
 

@@ -51,6 +51,7 @@ class MergingTransformer(nn.Module):
     """
 
     method: Method
+    methods: list[Method]
     schedule: Schedule
     blocks: nn.Sequential
     num_prefix_tokens: int
@@ -177,7 +178,7 @@ class MergingTransformer(nn.Module):
 
     def _run_block(self, index: int, x_BNC: Tensor, state: MergeState, embedding: Any) -> tuple[Tensor, MergeState]:
         leave = self.schedule.leaving(index, x_BNC.shape[1] - self.num_prefix_tokens)
-        inputs = x_BNC, state, self.method, leave, *self.block_inputs(index, state, embedding)
+        inputs = x_BNC, state, self.methods[index], leave, *self.block_inputs(index, state, embedding)
         if self.grad_checkpointing:
             return checkpoint(self.blocks[index], *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return self.blocks[index](*inputs)

@@ -58,8 +58,9 @@ def attach(model: Any, method: Method) -> None:
 
 def _enter(model: Any, method: Method, schedule: Schedule) -> None:
     _change(model, architecture_of(model).merging)
+    methods = [method.of_block(block) for block in range(len(schedule.amounts))]
     for part in (model, model.base_model):
-        vars(part).update(method=method, schedule=schedule)
+        vars(part).update(method=method, methods=methods, schedule=schedule)
 
 
 def detach(model: Any) -> None:
@@ -67,7 +68,7 @@ def detach(model: Any) -> None:
     if isinstance(model.base_model, MergingBackbone):
         _change(model, architecture_of(model).plain)
         for part in {model, model.base_model}:
-            del part.method, part.schedule
+            del part.method, part.methods, part.schedule
 
 
 def _change(model: Any, classes: dict[type[nn.Module], type[nn.Module]]) -> None:

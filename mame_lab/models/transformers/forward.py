@@ -57,6 +57,7 @@ class Merging(nn.Module):
     """What a merging classifier and its backbone share."""
 
     method: Method
+    methods: list[Method]
     schedule: Schedule
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
@@ -127,7 +128,7 @@ class MergingBackbone(Merging):
             if self.training:
                 _check_checkpointing(layer)
             leave = self.schedule.leaving(index, x_BNC.shape[1] - state.prefix)
-            x_BNC, state = layer(x_BNC, state, self.method, leave)
+            x_BNC, state = layer(x_BNC, state, self.methods[index], leave)
             yield x_BNC, state
 
     def norm(self, x_BNC: Tensor) -> Tensor:
