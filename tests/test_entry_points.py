@@ -81,14 +81,14 @@ def test_learned_thresholds_are_what_is_saved_evaluated_and_resumed(entry_point,
     machine = [override for override in TINY if override.split(".")[0] in ("trainer", "speed")]
     entry_point("eval", tmp_path / "same", *machine, f"ckpt={best}")
     same = Result.load(tmp_path / "same/result.json")
-    assert same.conditions.merging == trained.conditions.merging
+    assert same.conditions.more["merging"] == trained.conditions.more["merging"]
     for key in ("top1", "tokens", "gflops"):
         assert getattr(same.merged, key) == getattr(trained.merged, key)
     assert same.feature_error == trained.feature_error
     capsys.readouterr()
     entry_point("train", tmp_path / "run", *learn, "resume=auto")
     assert "Going on from" in capsys.readouterr().out
-    assert Result.load(tmp_path / "run/result.json").conditions.merging == trained.conditions.merging
+    assert Result.load(tmp_path / "run/result.json").conditions.more["merging"] == trained.conditions.more["merging"]
     with pytest.raises(MameLabError, match=r"was made with mame.flops=0.6, and this run has mame.flops=0.7"):
         entry_point("train", tmp_path / "run", *learn, "resume=auto", "mame.flops=0.7")
 

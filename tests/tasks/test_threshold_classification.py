@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -120,7 +121,8 @@ class Keep(Callback):
 
     def on_train_epoch_start(self, trainer, *_):
         if trainer.current_epoch == 2:
-            shutil.copy(trainer.default_root_dir / "checkpoints/last.ckpt", trainer.default_root_dir / "kept.ckpt")
+            folder = Path(trainer.default_root_dir)
+            shutil.copy(folder / "checkpoints/last.ckpt", folder / "kept.ckpt")
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path):
