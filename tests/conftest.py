@@ -10,6 +10,12 @@ from omegaconf import open_dict
 from runs import compose_config, load
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Keeps what tests compute away from the user's own cache."""
+    monkeypatch.setenv("MAME_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def entry_point():
     """Runs train.py or eval.py in this process: entry_point("train", folder, *overrides)."""
