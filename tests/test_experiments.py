@@ -1,4 +1,4 @@
-"""Every experiment composes; every published claim among them says what it takes, composes as its header says, and runs on stand-ins."""
+"""Every experiment composes; a published claim also says what it takes, and runs on stand-ins."""
 
 import re
 from pathlib import Path
