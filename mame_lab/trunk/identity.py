@@ -18,7 +18,7 @@ import mame_lab
 from mame_lab import cache
 
 PACKAGE = Path(mame_lab.__file__).parent
-MATHEMATICS = ("merging", "models", "data")
+MATHEMATICS = ("merging", "models", "data", "trunk")
 LIBRARIES = ("torch", "torchvision", "timm", "transformers", "open_clip_torch", "pillow", "av")
 
 
