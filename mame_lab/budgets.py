@@ -30,7 +30,7 @@ def callbacks(model: nn.Module, run: TrainConfig) -> list[Callback]:
         "finetune.cache=true": (run.finetune.cache, "what is kept is merged by one budget"),
         "mame.schedule=learned": (run.mame.learns, "what is learned is where a budget merges"),
         "mame.clamp=true": (run.mame.clamp, "a truncated budget is another one"),
-        "mame=off": (_is_off(model, run.mame), "there is no method to train with"),
+        "mame=off (or mame.r=0)": (_is_off(model, run.mame), "there is no method to train with"),
     }
     for other, (asked, reason) in refused.items():
         if asked:

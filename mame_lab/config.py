@@ -95,11 +95,13 @@ class TrainConfig(Config):
         super().__post_init__()
         if self.generates:
             raise MameLabError("dataset=prompts is not trained on: merging in pipelines is training-free, use eval.py")
-        if self.finetune.cache and (self.compile or self.trainer.shards or self.trainer.fast_dev_run):
-            raise MameLabError(
-                "finetune.cache=true excludes compile=true, trainer.strategy=fsdp and trainer.fast_dev_run: what is "
-                "left to train is small, leave them"
-            )
+        others = {
+            "compile=true": self.compile,
+            f"trainer.strategy={self.trainer.strategy}": self.trainer.shards,
+            f"trainer.fast_dev_run={self.trainer.fast_dev_run}": self.trainer.fast_dev_run,
+        }
+        for other in (other for other, given in others.items() if given and self.finetune.cache):
+            raise MameLabError(f"finetune.cache=true and {other} exclude each other: leave one of the two")
         published = self.model.pretrained and self.model.num_classes is None
         self.finetune.check_head(trained=published or self.model.weights is not None)
         if self.finetune.distill and self.trainer.shards:
@@ -115,6 +117,10 @@ class TrainConfig(Config):
             raise MameLabError(
                 "finetune.cache=true and mame.schedule=learned exclude each other, for what is kept is merged by fixed "
                 "thresholds: set finetune.cache=false"
+            )
+        if not self.trainer.limit_val_batches:
+            raise MameLabError(
+                "trainer.limit_val_batches=0 leaves no moment at which mame.schedule=learned meets mame.flops: validate"
             )
         if self.trainer.shards:
             raise MameLabError(

@@ -84,7 +84,7 @@ def count(model: nn.Module, method: Adaptive, inputs_1: Tensor) -> Costs:
     names = family.block_names(plain)
     seen: list[Tensor] = []
     hook = plain.get_submodule(names[0]).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    counts = speed.gflops_by_operator(plain, inputs_1)
+    counts = speed.gflops_by_operator(plain, inputs_1.to(next(plain.parameters()).device))
     hook.remove()
     _, tokens, channels = seen[0].shape
 

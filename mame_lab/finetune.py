@@ -87,7 +87,8 @@ class Finetune:
         if self.distill and not trained:
             raise MameLabError(
                 f"finetune.distill={self.distill} has no teacher, for the weights of the head are random: give "
-                f"model.weights=CKPT, the checkpoint of a run that trained it (finetune=head mame=off)"
+                f"model.weights=CKPT, the checkpoint of a run that trained it (finetune=head mame=off), or "
+                f"leave model.num_classes out"
             )
 
 

@@ -88,16 +88,16 @@ def tell(what: str, method: Method, folder: Path) -> None:
     """Print a method that was found, and save it to be given back."""
     from rich import print
 
-    path = save(method, folder)
+    path = save(method, folder, what.lower())
     print(f"{what}: {method}\nSaved: use it again with --config-dir {path.parents[1]} mame={path.stem}")
 
 
-def save(method: Method, folder: Path) -> Path:
-    """Write a method as the choice `solved` of the group `mame`, to be given back with --config-dir FOLDER."""
+def save(method: Method, folder: Path, name: str = "solved") -> Path:
+    """Write a method as a choice of the group `mame`, to be given back with --config-dir FOLDER."""
     from omegaconf import OmegaConf
 
     said = {key: value for key, value in asdict(method).items() if value is not None}
-    path = folder / "mame" / "solved.yaml"
+    path = folder / "mame" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     defaults = [f"/schema/mame/{method.method}@_here_", "_self_"]
     path.write_text(OmegaConf.to_yaml(OmegaConf.create({"defaults": defaults} | said)))

@@ -123,7 +123,7 @@ def test_draws_are_uniform_and_alike_in_all_processes():
         (Ward(flops=0.5, schedule="rising"), Ward(r=4, schedule="rising")),
         (MaMe(tau=0.9), MaMe(r=4)),
         (MaMe(r=8, tau=0.9), MaMe(r=4, tau=0.9)),
-        (ToMe(speedup=2.0, prop_attn=False), ToMe(r=4, prop_attn=False)),
+        (ToMe(speedup=2.0, prop_attn=False), ToMe(r=4, schedule="rising", prop_attn=False)),
     ],
 )
 def test_a_budget_takes_the_place_of_whatever_says_how_much_merges(method, at_4):
@@ -145,7 +145,7 @@ def test_a_budget_that_the_model_has_not_is_said_before_training(entry_point, tm
         ([8, [4] * 6], {}, r"finetune.budgets=.*: \[4, 4, 4, 4, 4, 4\] is no budget"),
         ([None], {}, "finetune.budgets=.*: None is no budget"),
         ([], {}, r"finetune.budgets=\[\] holds none"),
-        ([4], {"mame": Ward(r=0)}, r"finetune.budgets=\[4\] and mame=off exclude each other"),
+        ([4], {"mame": Ward(r=0)}, r"finetune.budgets=\[4\] and mame=off .or mame.r=0. exclude each other"),
         ([4], {"mame": ToMe()}, "mame=tome needs a budget"),
         ([4], {"mame": Ward(r=4, clamp=True)}, "and mame.clamp=true exclude each other"),
         ([4], {"mame": Ward(flops=0.7, schedule="calibrated")}, r"=\[4\]: mame.schedule=calibrated"),

@@ -46,6 +46,8 @@ class Drop(Method):
     method: str = "drop"
     prop_attn: bool = False
 
+    random: ClassVar[bool] = True
+
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
         import torch
 

@@ -43,6 +43,7 @@ class Method(ABC):
     Attributes:
         adaptive: whether the method can do without a budget: the tokens decide how many leave.
         needs_keys: whether `plan` looks at the attention keys.
+        random: whether it draws anew in every pass.
         restores: whether it merges in U-Nets, where a merge step is undone after attention (`match`).
     """
 
@@ -58,6 +59,7 @@ class Method(ABC):
 
     adaptive: ClassVar[bool] = False
     needs_keys: ClassVar[bool] = False
+    random: ClassVar[bool] = False
     restores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -126,6 +128,9 @@ class Method(ABC):
     def at(self, r: Any, **changes: Any) -> Self:
         """The same method with one budget for all blocks in the place of whatever says how much merges.
 
+        It merges in the same blocks and by the same schedule, except in the place of a list or a threshold, which say
+        neither: then it is `constant`, in the blocks that `blocks` says.
+
         Args:
             r: tokens that leave in every merging block, or the fraction of them that does.
             changes: of other settings.
@@ -135,7 +140,8 @@ class Method(ABC):
         """
         if not isinstance(r, int | float):
             raise MameLabError(f"{r} is no budget: give a number of tokens, or a fraction between 0 and 1")
-        return replace(self, r=r, flops=None, speedup=None, **changes)
+        schedule = self.schedule or ("rising" if self.target else None)
+        return replace(self, r=r, flops=None, speedup=None, schedule=schedule, **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
         """The tokens that leave in each of `depth` blocks."""

@@ -87,6 +87,10 @@ class Learning(Method):
     def packed(self) -> bool:
         return self.base.packed
 
+    @property
+    def needs_keys(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base.needs_keys
+
     def check_sequences(self) -> None:
         self.base.check_sequences()
 

@@ -127,7 +127,7 @@ class AdamW:
             if parameter.requires_grad:
                 rate = self.lr * self.layer_decay ** (len(blocks) + 1 - layer)
                 groups[-rate, parameter.ndim <= 1 or name in kept].append(parameter)
-        if self.layer_decay < 1 and len({rate for rate, _ in groups}) == 1:
+        if self.layer_decay < 1 and len({rate for rate, _ in groups}) <= 1:
             raise MameLabError(
                 f"optim.layer_decay={self.layer_decay} has no meaning where all that trains is one layer: leave it "
                 f"out, or let more train (finetune=last_n, full)"

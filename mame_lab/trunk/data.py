@@ -163,6 +163,7 @@ class TrunkData(ImageData):
             "dataset": {key: value for key, value in dataset.items() if key not in ASIDE},
             "augmentation": None if view is None else [dataset["augment"], dataset["min_crop_area"], view],
             "model": {key: value for key, value in asdict(run.model).items() if key not in ("weights", "pretrained")},
+            "config": self.staged.config.to_dict() if hasattr(self.staged, "config") else None,  # of transformers
             "precision": [run.trainer.precision, self.trainer.strategy.root_device.type],
             "code": identity.code(run.mame, run.dataset),
         }
@@ -174,7 +175,7 @@ def _logits(teacher: nn.Module) -> Source:
         teacher,
         lambda inputs: (Sample(logits_K[None]) for logits_K in teacher(inputs).float()),
         torch.float32,
-        {"weights": identity.weights(teacher, trained=True)},
+        {"weights": identity.weights(teacher)},
     )
 
 
@@ -190,12 +191,17 @@ def _check(model: nn.Module, run: TrainConfig) -> None:
             "finetune.cache=true and mame.batch=union exclude each other, for with union the tokens of a sample depend "
             "on its batch: set mame.batch=per_sample"
         )
+    if run.mame.random:
+        raise MameLabError(
+            f"finetune.cache=true and mame={run.mame.method} exclude each other, for it draws anew in every pass: set "
+            f"finetune.cache=false"
+        )
     if run.finetune.views > 1 and run.dataset.augment == "none":
         raise MameLabError(
             f"finetune.views={run.finetune.views} and dataset.augment=none exclude each other, for all views would be "
             f"the same: set finetune.views=1 or choose an augmentation"
         )
-    if run.trainer.precision.endswith("-true") and run.trainer.precision != "32-true":
+    if run.trainer.precision not in ("32", "32-true") and not run.trainer.precision.endswith("-mixed"):
         raise MameLabError(
             f"finetune.cache=true and trainer.precision={run.trainer.precision} exclude each other: take 32-true or a "
             f"mixed precision"

@@ -16,6 +16,7 @@ from torch import nn
 
 import mame_lab
 from mame_lab import cache
+from mame_lab.errors import MameLabError
 
 PACKAGE = Path(mame_lab.__file__).parent
 MATHEMATICS = ("merging", "models", "data", "trunk")
@@ -38,9 +39,9 @@ def plain(parts: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(parts, default=str))
 
 
-def weights(model: nn.Module, trained: bool = False) -> str:
-    """Hash of the parameters and buffers that are frozen; of those that train, too, if `trained`."""
-    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad and not trained}
+def weights(model: nn.Module) -> str:
+    """Hash of the parameters and buffers that are frozen."""
+    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return cache.key("", {name: x for name, x in model.state_dict().items() if name not in learns})
 
 
@@ -52,7 +53,10 @@ def images(labelled: Any) -> str:
     digest = hashlib.sha256()
     pickle.Pickler(_Hashing(digest), protocol=4).dump(labelled)
     for path in getattr(labelled, "sources", list)():
-        status = os.stat(path)
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise MameLabError(f"{path} cannot be read ({error.strerror}): mend the dataset") from error
         digest.update(f"{path} {status.st_size} {status.st_mtime_ns} ".encode())
     return digest.hexdigest()
 

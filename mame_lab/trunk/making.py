@@ -5,8 +5,10 @@ A run that is killed leaves whole files, and the next one makes those that are m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,13 +21,13 @@ from mame_lab import cache
 from mame_lab.errors import MameLabError
 from mame_lab.models.stages import Sample
 from mame_lab.trunk import identity
-from mame_lab.trunk.store import FILE_BYTES, Kept, Store, create, described, find
+from mame_lab.trunk.store import FILE_BYTES, FILE_SAMPLES, Kept, Store, create, described, find
 
 WAYS_OUT = (
     f"set {cache.FOLDER} to another folder, finetune.cache_dtype=float16 (half as much), finetune.views lower, or "
     f"finetune.cache=false"
 )
-TELLING = 3  # parts that changed, of what is still the same thing
+TELLING = 5  # parts that changed, of what is still the same thing
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ class Pass:
     compute: Callable[[Tensor], list[Sample]]
     dtype: torch.dtype
 
-    def sample_bytes(self) -> int:
-        """Of the tokens of the first sample."""
+    def per_file(self) -> int:
+        """Samples of a file, if all are as large as the first."""
         (sample,) = self.compute(self.samples[self.items[0]][0][None])
-        return sample.x_NC.numel() * self.dtype.itemsize
+        return min(FILE_SAMPLES, max(1, int(FILE_BYTES // (sample.x_NC.numel() * self.dtype.itemsize))))
 
 
 def keep(each: Pass, load: Callable[[Dataset, list], DataLoader], batch_size: int, trainer: Trainer) -> Store:
@@ -68,26 +70,36 @@ def keep(each: Pass, load: Callable[[Dataset, list], DataLoader], batch_size: in
     """
     parts, trunks = identity.plain(each.parts), cache.folder() / "trunks"
     folder = trunks / identity.key(parts)
-    try:
-        store, news = find(folder), ""
-        if store is None:
-            news = _news(identity.differences(parts, described(trunks)))
-            store = Store(folder, len(each.items), max(1, int(FILE_BYTES // each.sample_bytes())))
+    store, news = find(folder), ""
+    trainer.strategy.barrier()
+    if store is None:
+        news = _news(identity.differences(parts, described(trunks)))
+        store = Store(folder, len(each.items), each.per_file())
+        with _writing(folder):
             create(store, parts)
-        missing = store.missing(store.files[trainer.global_rank :: trainer.world_size])
-        store.check_room(missing)
-        if missing:
-            _make(each, store, missing, load, batch_size, trainer)
-    except OSError as error:
-        raise MameLabError(f"finetune.cache=true: {folder} cannot be written ({error}): {WAYS_OUT}") from error
+    missing = store.missing(store.files[trainer.global_rank :: trainer.world_size])
+    if missing:
+        with _writing(folder):
+            store.check_room(missing)
+        _make(each, store, missing, load, batch_size, trainer)
+    made = torch.tensor(sum(len(store.indices(file)) for file in missing), device=trainer.strategy.root_device)
+    made = int(trainer.strategy.reduce(made, reduce_op="sum"))
     trainer.strategy.barrier()
     if store.absent():
         raise MameLabError(
             f"finetune.cache=true: not all processes write to {folder}: set {cache.FOLDER} to a folder that all see"
         )
     if trainer.is_global_zero:
-        print(_told(each, store, missing, news))
+        print(_told(each, store, f"{made} made now{news}" if made else "none made anew"))
     return store
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MameLabError(f"finetune.cache=true: {folder} cannot be written ({error}): {WAYS_OUT}") from error
 
 
 def _news(changed: list[str]) -> str:
@@ -95,9 +107,9 @@ def _news(changed: list[str]) -> str:
     return f" ({' and '.join(changed)} changed)" if 0 < len(changed) <= TELLING else ""
 
 
-def _told(each: Pass, store: Store, missing: list[int], news: str) -> str:
-    made = f"{sum(len(store.indices(file)) for file in missing)} made now{news}" if missing else "none made anew"
-    lost = "" if each.dtype == torch.float32 else f", {each.dtype} off by {store.error():.1e}".replace("torch.", "")
+def _told(each: Pass, store: Store, made: str) -> str:
+    name = str(each.dtype).removeprefix("torch.")
+    lost = "" if each.dtype == torch.float32 else f", {name} off by {store.error():.1e}"
     return f"Kept {each.title}: {len(store)} samples, {made}; {store.bytes() / 1e6:.0f} MB in {store.folder}{lost}"
 
 
@@ -124,5 +136,6 @@ def _make(
             waiting += [Kept(sample, label) for sample, label in kept]
             progress.advance(task, len(labels_B))
             if len(waiting) == files[0][1]:
-                store.write(files.pop(0)[0], waiting, each.dtype)
+                with _writing(store.folder):
+                    store.write(files.pop(0)[0], waiting, each.dtype)
                 waiting = []

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from mame_lab import cache
 from mame_lab.errors import MameLabError
 from mame_lab.models.stages import Sample
 
-FILE_BYTES = 64e6  # of a file, roughly
+FILE_BYTES, FILE_SAMPLES = 64e6, 256  # of a file at most, roughly
 ABOUT = "about.json"
 
 
@@ -84,6 +85,8 @@ class Store:
         samples = [each.sample for each in kept]
         x_MC = torch.cat([sample.x_NC for sample in samples])
         kept_MC = x_MC.to(dtype)
+        if not kept_MC.isfinite().all() and x_MC.isfinite().all():
+            raise MameLabError("finetune.cache_dtype=float16 cannot hold tokens so large: take bfloat16 or float32")
         tensors: dict[str, Tensor] = {
             "x_MC": kept_MC,
             "squares_2": torch.stack([(x_MC - kept_MC).double().square().sum(), x_MC.double().square().sum()]),
@@ -94,14 +97,13 @@ class Store:
             tensors["size_M1"] = torch.cat([sample.size_N1 for sample in samples])  # pyright: ignore
             tensors["origin_M"] = torch.cat([sample.origin_N for sample in samples]).int()  # pyright: ignore
         cache.write(tensors, self._path(file))
-        self.opened[file] = tensors
 
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
 
     def error(self) -> float:
-        """What the dtype on disk loses: the norm of the difference over that of the tokens, of the files read here."""
-        squares_F2 = torch.stack([tensors["squares_2"] for tensors in self.opened.values()])
+        """What the dtype on disk loses: the norm of the difference over that of the tokens."""
+        squares_F2 = torch.stack([self._open(file)["squares_2"] for file in self.files])
         lost, total = squares_F2.sum(0).tolist()
         return (lost / total) ** 0.5
 
@@ -142,9 +144,12 @@ def find(folder: Path) -> Store | None:
         return Store(folder, about["samples"], about["per_file"])
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError) as error:
+        raise MameLabError(f"{folder / ABOUT} is damaged: delete {folder}, and it is made again") from error
 
 
 def described(folder: Path) -> Iterator[dict[str, Any]]:
     """What all stores in a folder are of."""
     for path in folder.glob(f"*/{ABOUT}"):
-        yield json.loads(path.read_text())["parts"]
+        with suppress(ValueError, KeyError, OSError):
+            yield json.loads(path.read_text())["parts"]

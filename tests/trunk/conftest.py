@@ -28,7 +28,8 @@ def trunk(tmp_path):
     """Makes the TrunkData that train.py makes of these overrides, with what is kept of it."""
 
     def make(*overrides, images=PHOTOS, recipe="last_layer", setup=True) -> TrunkData:
-        composed = compose_config("train", [*TINY, *TRUNK, *images, f"finetune={recipe}", *overrides])
+        tiny = [each for each in TINY if not each.startswith("model.") or not images[0].startswith("model=")]
+        composed = compose_config("train", [*tiny, *TRUNK, *images, f"finetune={recipe}", *overrides])
         with open_dict(composed):
             del composed["hydra"]
         values = config.plain(composed)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mame_lab import MameLabError
 from mame_lab.data.folders import list_images
 from mame_lab.merging import Ward
 from mame_lab.trunk import identity
@@ -33,6 +34,10 @@ def test_images_on_disk_are_known_by_their_files(folder):
     Image.new("RGB", (4, 4), "teal").save(folder / "dog/1.png")
     moved = identity.images(list_images(folder))
     assert len({before, edited, moved}) == 3
+    listed = list_images(folder)
+    path.unlink()
+    with pytest.raises(MameLabError, match=r"1.png cannot be read"):
+        identity.images(listed)
 
 
 @pytest.mark.parametrize("change", ["pixel", "label", "order"])
@@ -51,13 +56,12 @@ def test_images_in_memory_are_known_by_their_content(change):
     assert identity.images(changed) != before
 
 
-def test_weights_that_train_do_not_count_unless_asked():
+def test_weights_that_train_do_not_count():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
     model[1].requires_grad_(False)
-    frozen, all_of_it = identity.weights(model), identity.weights(model, trained=True)
+    frozen = identity.weights(model)
     torch.nn.init.zeros_(model[0].weight)
     assert identity.weights(model) == frozen
-    assert identity.weights(model, trained=True) != all_of_it
     model[1].running_mean += 1
     assert identity.weights(model) != frozen
 

@@ -5,7 +5,7 @@ import torch
 
 from mame_lab import MameLabError
 from mame_lab.models.stages import Sample
-from mame_lab.trunk.store import Kept, Store
+from mame_lab.trunk.store import Kept, Store, create, described, find
 
 
 def samples(count, sizes):
@@ -54,6 +54,22 @@ def test_half_precision_says_how_far_off_it_is(made, dtype, error):
     assert made.error() == pytest.approx(float((x - expected).norm() / expected.norm()), rel=1e-4)
     assert error / 10 < made.error() < error
     assert torch.equal(made[4].sample.size_N1, kept[4].sample.size_N1)
+
+
+def test_tokens_too_large_for_half_precision_are_refused(made):
+    with pytest.raises(MameLabError, match=r"finetune.cache_dtype=float16 cannot hold"):
+        made.write(0, [Kept(Sample(torch.full((2, 5), 7e4)), 0)], torch.float16)
+
+
+def test_a_damaged_description_is_told(made):
+    made.make()
+    create(made, {"split": "train"})
+    assert find(made.folder).per_file == 3
+    assert list(described(made.folder.parent)) == [{"split": "train"}]
+    (made.folder / "about.json").write_text("{")
+    assert list(described(made.folder.parent)) == []
+    with pytest.raises(MameLabError, match="is damaged: delete"):
+        find(made.folder)
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:-1] + b"?", lambda _: b""])

@@ -154,6 +154,14 @@ def everything(data):
     return [store[index] for index in range(len(store))]
 
 
+def test_the_configuration_of_a_transformers_model_counts(trunk, capsys):
+    videos = ["model=videomae_mini", "dataset=moving_digits", "dataset.digits=1"]
+    trunk("mame.r=4", images=videos)
+    capsys.readouterr()
+    trunk("mame.r=4", "++model.args.layer_norm_eps=0.01", images=videos)
+    assert "8 made now (model and config changed)" in capsys.readouterr().out
+
+
 def test_views_are_different_and_all_are_used(trunk, capsys):
     data = trunk("dataset.augment=crop", "finetune.views=3")
     assert "tokens of train, view 3 of 3: 12 samples" in capsys.readouterr().out
@@ -170,6 +178,7 @@ def test_views_are_different_and_all_are_used(trunk, capsys):
     [
         ("full", [], "finetune=full trains what comes before all blocks"),
         ("last_layer", ["mame=paper", "mame.batch=union"], "mame.batch=union exclude each other"),
+        ("last_layer", ["mame=drop", "mame.r=4"], "mame=drop exclude each other, for it draws anew"),
         ("last_layer", ["finetune.views=2"], "dataset.augment=none exclude each other"),
         ("last_layer", ["finetune.views=0"], "finetune.views=0"),
         ("last_layer", ["finetune.cache_dtype=int8"], "finetune.cache_dtype=int8: set it to one of float32"),
@@ -178,7 +187,7 @@ def test_views_are_different_and_all_are_used(trunk, capsys):
             ["finetune.cache=false", "finetune.cache_dtype=float16"],
             "has no meaning without finetune.cache",
         ),
-        ("last_layer", ["compile=true"], "excludes compile=true"),
+        ("last_layer", ["compile=true"], "finetune.cache=true and compile=true exclude"),
         ("last_layer", ["trainer.precision=bf16-true"], "trainer.precision=bf16-true"),
     ],
 )
