@@ -66,7 +66,7 @@ def run(settings: Budgets, model: nn.Module, method: Method, data: ImageData, tr
         weights=weights_hash(model),
         library=family_of(model).__name__.rpartition(".")[2],
         dataset=data.dataset.name,
-        merging=f"{method.method}, r as in the rows",
+        merging=str(method.at(0)).replace("r=0", "r of the row", 1),
     )
     with (folder / "budgets.csv").open("w", newline="") as file:
         writer = csv.writer(file)

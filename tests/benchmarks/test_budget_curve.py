@@ -32,7 +32,7 @@ def test_each_budget_is_judged_as_if_it_were_alone(entry_point, tmp_path, capsys
     assert [int(row["tokens"]) for row in rows.values()] == [100, 100, 60, 50]
     assert [rows["r=0"][key] for key in ("agreement", "cost")] == ["1.0", "1.0"]
     table = capsys.readouterr().out
-    assert "merging tome(r=0, schedule=linear, blocks=[0, 1])" in " ".join(table.split())
+    assert "merging tome(r of the row, schedule=linear, blocks=[0, 1])" in " ".join(table.split())
     assert max(len(line) for line in table.splitlines() if "%" in line) <= 80
     assert next(tmp_path.rglob("budgets.png")).stat().st_size > 10_000
 
