@@ -43,7 +43,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     folder = Path(HydraConfig.get().runtime.output_dir)
     lightning.seed_everything(run.seed, workers=True, verbose=False)
     values["mame"] = asdict(run.mame)
-    past = resuming.find(run.resume, folder, values)
+    past = resuming.find(run, folder, values)
 
     family = models.family(run.model.family)
     model = models.load(run.model)

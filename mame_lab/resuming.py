@@ -7,8 +7,9 @@ need not hold any generator's state; and a checkpoint is written whole or not at
 from __future__ import annotations
 
 import os
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -17,6 +18,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mame_lab.checkpoint import Checkpoint, read
 from mame_lab.data.samplers import seed_of
 from mame_lab.errors import MameLabError
+
+if TYPE_CHECKING:
+    from mame_lab.config import TrainConfig
 
 # What a run may change when it goes on: where it runs, and what it shows.
 FREE = {
@@ -75,33 +79,34 @@ class EverySteps(Callback):
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
-def find(resume: str | None, folder: Path, values: dict[str, Any]) -> Checkpoint | None:
-    """The checkpoint that `resume` names; for "auto" the newest one of the run's folder, None if it has none yet.
+def find(run: TrainConfig, folder: Path, values: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint that `run.resume` names; for "auto" the newest one of the folder, None if it has none yet.
 
     Args:
-        resume: "auto", a file, or None for a run that starts anew.
+        run: the configuration.
         folder: of the run.
-        values: its configuration, see `config.plain`.
+        values: the same as plain values, see `config.plain`.
 
     Raises:
         MameLabError: the file cannot be read, or it is of a run with another configuration.
     """
-    if resume is None:
+    if run.resume is None:
         return None
-    if resume != "auto":
-        return _checked(read(resume, "resume"), values)
+    if run.resume != "auto":
+        return _checked(read(run.resume, "resume"), run, values)
     saved = [*folder.glob("checkpoints/last.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]  # Lightning's, when preempted
     found = max((read(path, "resume") for path in saved), key=lambda checkpoint: checkpoint.step, default=None)
-    return found and _checked(found, values)
+    return found and _checked(found, run, values)
 
 
-def _checked(found: Checkpoint, values: dict[str, Any]) -> Checkpoint:
+def _checked(found: Checkpoint, run: TrainConfig, values: dict[str, Any]) -> Checkpoint:
     mame, asked = values["mame"], found.config.get("asked", found.config["mame"])
     learned = "asked" in found.config or mame.get("schedule") == "learned"
     solved = not learned and any(mame.get(key) is not None for key in ("flops", "speedup"))
     now = values | {"mame": found.config["mame"]} if solved else values
     for group in FIXED:
         before, after = _flat(found.config | {"mame": asked}, group), _flat(now, group)
+        before = _defaults(run, group) | before  # for keys that were not there yet
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key) and key.partition(".")[2] not in FREE.get(group, ()):
                 raise MameLabError(
@@ -109,6 +114,11 @@ def _checked(found: Checkpoint, values: dict[str, Any]) -> Checkpoint:
                     f"{key}={after.get(key)}: give what it had, or start anew in another hydra.run.dir"
                 )
     return found
+
+
+def _defaults(run: TrainConfig, group: str) -> dict[str, Any]:
+    part = getattr(run, group, None)
+    return {f"{group}.{each.name}": each.default for each in fields(part)} if is_dataclass(part) else {}
 
 
 def _flat(config: dict[str, Any], group: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,6 +112,18 @@ def test_auto_starts_anew_where_nothing_is_saved_and_ends_at_once_where_all_is_d
         entry_point("train", tmp_path, *TINY, f"resume={tmp_path / 'checkpoints/last.ckpt'}", "seed=1")
 
 
+def test_a_run_from_before_a_key_was_there_goes_on(entry_point, tmp_path, capsys):
+    entry_point("train", tmp_path, *TINY)
+    path = tmp_path / "checkpoints/last.ckpt"
+    content = torch.load(path)
+    del content["config"]["finetune"]["distill"], content["config"]["mame"]["prop_attn"]
+    torch.save(content, path)
+    entry_point("train", tmp_path, *TINY, "resume=auto")
+    assert "Going on from" in capsys.readouterr().out
+    with pytest.raises(MameLabError, match=r"was made with mame.prop_attn=True, and this run has mame.prop_attn=False"):
+        entry_point("train", tmp_path, *TINY, "resume=auto", "mame.prop_attn=false")
+
+
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     io = resuming.WholeCheckpoints()
     path = tmp_path / "last.ckpt"
@@ -140,7 +153,7 @@ def test_the_newest_checkpoint_is_taken_also_one_of_a_preemption(tmp_path):
     for name, step in (("checkpoints/last.ckpt", 5), ("hpc_ckpt_1.ckpt", 9), ("hpc_ckpt_2.ckpt", 7)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         torch.save({"config": config, "state_dict": {}, "global_step": step}, tmp_path / name)
-    found = resuming.find("auto", tmp_path, config)
+    found = resuming.find(SimpleNamespace(resume="auto"), tmp_path, config)
     assert (found.path.name, found.step) == ("hpc_ckpt_1.ckpt", 9)
 
 
