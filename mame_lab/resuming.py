@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -18,9 +18,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mame_lab.checkpoint import Checkpoint, read
 from mame_lab.data.samplers import seed_of
 from mame_lab.errors import MameLabError
-
-if TYPE_CHECKING:
-    from mame_lab.config import TrainConfig
 
 # What a run may change when it goes on: where it runs, and what it shows.
 FREE = {
@@ -79,11 +76,11 @@ class EverySteps(Callback):
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
-def find(run: TrainConfig, folder: Path, values: dict[str, Any]) -> Checkpoint | None:
+def find(run: Any, folder: Path, values: dict[str, Any]) -> Checkpoint | None:
     """The checkpoint that `run.resume` names; for "auto" the newest one of the folder, None if it has none yet.
 
     Args:
-        run: the configuration.
+        run: a `config.TrainConfig`.
         folder: of the run.
         values: the same as plain values, see `config.plain`.
 
@@ -99,7 +96,7 @@ def find(run: TrainConfig, folder: Path, values: dict[str, Any]) -> Checkpoint |
     return found and _checked(found, run, values)
 
 
-def _checked(found: Checkpoint, run: TrainConfig, values: dict[str, Any]) -> Checkpoint:
+def _checked(found: Checkpoint, run: Any, values: dict[str, Any]) -> Checkpoint:
     mame, asked = values["mame"], found.config.get("asked", found.config["mame"])
     learned = "asked" in found.config or mame.get("schedule") == "learned"
     solved = not learned and any(mame.get(key) is not None for key in ("flops", "speedup"))
@@ -116,7 +113,7 @@ def _checked(found: Checkpoint, run: TrainConfig, values: dict[str, Any]) -> Che
     return found
 
 
-def _defaults(run: TrainConfig, group: str) -> dict[str, Any]:
+def _defaults(run: Any, group: str) -> dict[str, Any]:
     part = getattr(run, group, None)
     return {f"{group}.{each.name}": each.default for each in fields(part)} if is_dataclass(part) else {}
 

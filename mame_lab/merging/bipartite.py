@@ -37,12 +37,9 @@ class Bipartite(Method):
     restores: ClassVar[bool] = True
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
-        return self.plan_by(self.similarity(tokens), tokens, leave)
-
-    def plan_by(self, similarity_BTS: Tensor, tokens: Tokens, leave: int | None) -> MergePlan:
-        """`plan`, from what `similarity` gave."""
         from mame_lab.merging.plan import make_plan
 
+        similarity_BTS = self.similarity(tokens)
         leaves_BS = self.leaving(similarity_BTS, leave)
         return make_plan(tokens, leaves_BS, self.targets(similarity_BTS), leave, self.keep_norm)
 

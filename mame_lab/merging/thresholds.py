@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mame_lab.merging.bipartite import Adaptive
 from mame_lab.merging.matching import nearest_weights
 from mame_lab.merging.method import Method
-from mame_lab.merging.plan import MergePlan, add, norm
+from mame_lab.merging.plan import MergePlan, add, make_plan, norm
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.tokens import Tokens
 
@@ -117,20 +117,18 @@ class Learning(Method):
         base = copy(self.base)
         base.tau = tau.detach()
         similarity_BTS = base.similarity(tokens)
-        plan = base.plan_by(similarity_BTS, tokens, leave)
+        leaves_BS, targets = base.leaving(similarity_BTS, leave), base.targets(similarity_BTS)
+        plan = make_plan(tokens, leaves_BS, targets, leave, base.keep_norm)
         x_BKC, size_BK1 = plan.merge(tokens.x_BNC, tokens.size_BN1)
 
-        similarity_BTS = similarity_BTS.detach()
-        best_BS = similarity_BTS.amax(1)
-        leaves_BS = base.leaving(similarity_BTS, leave)
+        best_BS = similarity_BTS.detach().amax(1)
         soft_B = soft_count(best_BS, tau, temperature)
         self.leaving[self.block] = leaves_BS.sum(1) + _gradient_of(soft_B)
         if not tau.requires_grad or not torch.is_grad_enabled():
             return plan, x_BKC, size_BK1
         sigma_BS = ((best_BS - tau) / temperature).sigmoid()
         gate_BS = _gradient_of(sigma_BS).masked_fill(leaves_BS, 0)
-        targets = base.targets(similarity_BTS)
-        W_BTS = targets if targets.dim() == 3 else nearest_weights(similarity_BTS)
+        W_BTS = targets.detach() if targets.dim() == 3 else nearest_weights(similarity_BTS.detach())
         return plan, *gated(plan, x_BKC, size_BK1, tokens, W_BTS * (leaves_BS + gate_BS)[:, None])
 
 
