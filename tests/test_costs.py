@@ -19,7 +19,7 @@ def leaving(model, x, tokens):
     return -torch.cat([torch.full_like(after_DB[:1], tokens), after_DB]).diff(dim=0)
 
 
-@pytest.mark.parametrize(("family", "method"), zip(FAMILIES, cycle(METHODS), strict=False), ids=str)
+@pytest.mark.parametrize(("family", "method"), list(zip(FAMILIES, cycle(METHODS), strict=False)), ids=str)
 def test_costs_are_those_that_are_counted(family, method):
     model, x = build(family), inputs(family, 2)
     merged = apply(twin(model), method)

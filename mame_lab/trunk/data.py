@@ -112,6 +112,8 @@ class TrunkData(ImageData):
             self.hashes = {split: identity.images(images) for split, images in splits.items()}
             views, tokens = range(self.run.finetune.views), self._tokens()
             teachings = [self._keep(_logits(self.teacher), "train", view) for view in views] if self.teacher else []
+            if self.teacher:
+                self.teacher.cpu()  # Its work is done.
             self.train = Views([self._keep(tokens, "train", view) for view in views], teachings)
             self.val = Views([self._keep(tokens, "val")], [])
 
