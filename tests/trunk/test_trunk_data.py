@@ -15,6 +15,7 @@ from PIL import Image
 from runs import PHOTOS, ROOT, TINY, TRUNK
 
 from mame_lab import MameLabError
+from mame_lab.trunk import identity
 
 # train.py in a process that kills itself once it has written two files.
 KILLED = """
@@ -100,6 +101,7 @@ def test_what_is_kept_is_used_again_and_shared_among_seeds(trunk, capsys):
         (["mame.r=10", "dataset.crop_seed=1"], "data and dataset"),
         (["mame.r=10", "seed=1"], "weights"),
         (["mame.r=10", "dataset.augment=crop"], "augmentation"),
+        (["mame.r=10", "trainer.precision=bf16-mixed"], "precision"),
         (["mame.r=10", "finetune.cache_dtype=float16"], "dtype"),
     ],
     ids=str,
@@ -110,6 +112,26 @@ def test_whatever_it_follows_from_changes_it_and_it_says_so(trunk, overrides, ch
     trunk(*overrides)
     told = capsys.readouterr().out
     assert f"12 made now ({changed} changed)" in told.replace("\n", " "), told
+
+
+def test_another_stage_has_other_tokens(trunk, capsys):
+    trunk()
+    trunk(recipe="head")
+    assert "12 made now (weights and stage changed)" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_other_code_computes_all_again(trunk, monkeypatch, capsys):
+    trunk()
+    monkeypatch.setattr(identity, "code", lambda *parts: {"sources": "edited"})
+    trunk()
+    assert capsys.readouterr().out.replace("\n", " ").count("12 made now (code changed)") == 2
+
+
+def test_validation_is_not_augmented(trunk, capsys):
+    plain = trunk()
+    augmented = trunk("dataset.augment=crop")
+    assert "tokens of val: 12 samples, none made anew" in capsys.readouterr().out
+    assert torch.equal(augmented.val.views[0][3].sample.x_NC, plain.val.views[0][3].sample.x_NC)
 
 
 def test_a_file_that_was_edited_is_computed_again(trunk, tmp_path, capsys):
