@@ -27,7 +27,7 @@ def cache(tmp_path, monkeypatch):
 def trunk(tmp_path):
     """Makes the TrunkData that train.py makes of these overrides, with what is kept of it."""
 
-    def make(*overrides, images=PHOTOS, recipe="last_layer", setup=True) -> TrunkData:
+    def make(*overrides, images=PHOTOS, recipe="last_layer", teacher=None) -> TrunkData:
         tiny = [each for each in TINY if not each.startswith("model.") or not images[0].startswith("model=")]
         composed = compose_config("train", [*tiny, *TRUNK, *images, f"finetune={recipe}", *overrides])
         with open_dict(composed):
@@ -41,10 +41,9 @@ def trunk(tmp_path):
         family.match_classes(model, len(data.classes))
         mame_lab.apply(model, run.mame)
         finetune.freeze(model, run.finetune)
-        found = TrunkData(data, model, run)
+        found = TrunkData(data, model, run, teacher)
         found.trainer = replace(run.trainer, limit_train_batches=1.0, limit_val_batches=1.0).build(tmp_path, [])
-        if setup:
-            found.setup("fit")
+        found.setup("fit")
         return found
 
     return make

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from runs import PHOTOS, ROOT, TINY, TRUNK
+from torch import nn
 
 from mame_lab import MameLabError
 from mame_lab.trunk import identity
@@ -81,6 +82,15 @@ def test_a_teacher_says_the_same_from_the_cache(entry_point, tmp_path, capsys):
     entry_point("train", tmp_path / "with", *run)
     assert "Kept logits of train: 12 samples" in capsys.readouterr().out
     assert outcome(tmp_path / "with")[0] == pytest.approx(outcome(tmp_path / "without")[0], rel=1e-5)
+
+
+def test_another_teacher_is_asked_again(trunk, capsys):
+    teacher = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)).requires_grad_(False)
+    trunk(teacher=teacher)
+    nn.init.zeros_(teacher[-1].weight)
+    taught = trunk(teacher=teacher)
+    assert "logits of train: 12 samples, 12 made now (weights changed)" in capsys.readouterr().out.replace("\n", " ")
+    assert torch.equal(taught.train[5][2], teacher[-1].bias)
 
 
 def test_what_is_kept_is_used_again_and_shared_among_seeds(trunk, capsys):
