@@ -43,10 +43,11 @@ def test_a_staged_model_shares_its_parameters_and_their_names(family):
     assert not hasattr(model, "halfway"), "an unmerged model stays plain"
 
 
+@pytest.mark.parametrize("prop_attn", [True, False])
 @pytest.mark.parametrize("family", ["vit", "eva02", "hf_vit", "videomae"])
-def test_samples_of_different_length_keep_what_they_are_in_any_batch(family):
+def test_samples_of_different_length_keep_what_they_are_in_any_batch(family, prop_attn):
     model, x = families.build(family), families.inputs(family)
-    mame_lab.apply(model, tau=0.7)
+    mame_lab.apply(model, tau=0.7, prop_attn=prop_attn)
     logits = families.logits(model, x)
     staged = family_of(model).staged(model)
     samples = list(staged.halfway(x, 4).samples())
