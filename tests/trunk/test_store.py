@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mame_lab import MameLabError
+from mame_lab import MameLabError, cache
 from mame_lab.models.stages import Sample
 from mame_lab.trunk.store import Kept, Store, create, described, find
 
@@ -85,6 +85,17 @@ def test_damaged_files_are_missing(made, damage, capsys):
     assert fresh.absent()
     with pytest.raises(MameLabError, match="is gone"):
         fresh[3]
+
+
+def test_a_file_that_is_cut_short_is_not_there(made, monkeypatch):
+    def cut_short(tensors, path, about):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(cache, "save_file", cut_short)
+    with pytest.raises(OSError, match="no space"):
+        made.make()
+    assert not list(made.folder.iterdir())
 
 
 def test_files_that_will_not_fit_are_refused_before_they_are_made(made):
