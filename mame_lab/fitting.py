@@ -49,7 +49,8 @@ def fit(
     Returns:
         The merging that training ends with.
     """
-    print(finetune.table(finetune.freeze(model, run.finetune, asked.learns)))
+    summary = finetune.freeze(model, run.finetune, asked.learns)
+    print(finetune.table(summary) if summary.rows else "No weight trains, only the merging thresholds.")
     if run.compile:
         compilation.check_compiles(model, trainer.strategy.root_device)
         compilation.compile_models(model)

@@ -69,7 +69,7 @@ def test_learned_thresholds_are_what_is_saved_evaluated_and_resumed(entry_point,
     learn = [*TINY, *LEARNED, "finetune=thresholds", "model.args.weight_init=''"]
     entry_point("train", tmp_path / "run", *learn)
     output = capsys.readouterr().out
-    assert "trains 0 of" in output
+    assert "No weight trains, only the merging thresholds." in output
     assert "Learned: ward(tau=[" in output
     trained = Result.load(tmp_path / "run/result.json")
     assert trained.merged.train_samples_per_s is None
