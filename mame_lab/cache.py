@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,6 +34,8 @@ def kept(key: str, make: Callable[[], Tensor]) -> Tensor:
     path = folder() / f"{key}.safetensors"
     tensors = read(path)
     if tensors is None:
+        if path.exists():
+            print(f"{path} is damaged: made again.")
         tensors = {"x": make()}
         try:
             write(tensors, path)
@@ -46,14 +49,9 @@ def read(path: Path) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            if file.metadata()["sha256"] == key("", tensors):
-                return tensors
-    except FileNotFoundError:
-        return None
+            return tensors if file.metadata()["sha256"] == key("", tensors) else None
     except (OSError, SafetensorError, KeyError, TypeError):
-        pass
-    print(f"{path} is damaged: made again.")
-    return None
+        return None
 
 
 def write(tensors: dict[str, Tensor], path: Path) -> None:
@@ -62,7 +60,7 @@ def write(tensors: dict[str, Tensor], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = part_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         save_file(tensors, part, {"sha256": key("", tensors)})
@@ -71,6 +69,11 @@ def write(tensors: dict[str, Tensor], path: Path) -> None:
         raise OSError(str(error)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """Where a file is written before it is whole; a name of its own, for others may be writing the same file."""
+    return path.with_suffix(f".{uuid4().hex}.part")
 
 
 def _bytes(x: Tensor) -> Any:

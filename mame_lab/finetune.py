@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 DTYPES = ("float32", "float16", "bfloat16")
+# Stands in for hidden patches in pre-training: nothing uses it here, and DDP would wait for its gradient.
+UNUSED = "mask_token"
 
 
 @dataclass
@@ -136,6 +138,9 @@ def freeze(model: nn.Module, settings: Finetune, thresholds: bool = False) -> Su
     for modules in matches.values():
         for module in modules.values():
             module.train().requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if name.rpartition(".")[2] == UNUSED:
+            parameter.requires_grad_(False)
     rows = [Trained(pattern, list(modules), _count(modules.values())) for pattern, modules in matches.items()]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Summary(rows, trained, _count([model]))

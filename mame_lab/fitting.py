@@ -58,6 +58,8 @@ def fit(
     trained, batches = models.twin(model) if run.trainer.shards else model, data
     if run.finetune.cache:
         teacher: Any = taught and taught.teacher
+        if past:  # What is kept is of the weights that the run goes on with.
+            model.load_state_dict(past.state)
         batches = TrunkData(data, model, run, teacher)
         trained, taught = batches.staged, taught and replace(taught, teacher=attrgetter("logits_BK"))
     settings = trained, len(data.classes), run.optim, values, blocks, taught

@@ -7,7 +7,7 @@ need not hold any generator's state; and a checkpoint is written whole or not at
 from __future__ import annotations
 
 import os
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,11 @@ def _checked(found: Checkpoint, run: Any, values: dict[str, Any]) -> Checkpoint:
 
 def _defaults(run: Any, group: str) -> dict[str, Any]:
     part = getattr(run, group, None)
-    return {f"{group}.{each.name}": each.default for each in fields(part)} if is_dataclass(part) else {}
+    defaults = {
+        each.name: each.default if each.default_factory is MISSING else each.default_factory()
+        for each in (fields(part) if is_dataclass(part) else ())
+    }
+    return {f"{group}.{name}": value for name, value in defaults.items()}
 
 
 def _flat(config: dict[str, Any], group: str) -> dict[str, Any]:

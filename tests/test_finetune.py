@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import build, inputs, logits
+from families import FAMILIES, build, inputs, logits
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -55,6 +55,16 @@ def below(model, *roots):
         {name for name, _ in named if any(f"{name}.".startswith(f"{root}.") for root in roots)}
         for named in (model.named_parameters(), model.named_modules())
     )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_whatever_trains_gets_a_gradient(family):
+    """Else several processes would wait for it for ever."""
+    model = build(family)
+    freeze(model, shipped("full"))
+    mame_lab.apply(model, r=4)
+    logits(model, inputs(family)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
 @pytest.mark.parametrize("options", VITS.values(), ids=VITS)

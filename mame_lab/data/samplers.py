@@ -89,7 +89,7 @@ class EvaluationBatches(Sampler[list[int]]):
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed that differs, for all that is known, for every sequence of numbers."""
+    """A seed that differs, for all that is known, for every sequence of numbers; zeros at its end do not count."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 

@@ -73,8 +73,8 @@ class Adaptive(Bipartite):
             model. Without `r`, None becomes the method's own.
         batch: what adaptive merging does with samples that lose different numbers of tokens: `per_sample` pads the
             shorter ones, a result never depends on the batch; `packed` computes the same, but runs the batch as one
-            sequence without padding (while the model trains, it pads); `union` (as published) keeps a source in all
-            samples as soon as one needs it.
+            sequence without padding (while any of the model trains, it pads); `union` (as published) keeps a source in
+            all samples as soon as one needs it.
         method, r, blocks, prop_attn, clamp: see `Method`.
 
     Raises:

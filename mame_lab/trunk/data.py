@@ -5,7 +5,8 @@ B batch, K classes; an input is what the model takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,8 +26,8 @@ from mame_lab.trunk import identity
 from mame_lab.trunk.making import Pass, keep
 from mame_lab.trunk.store import Store
 
-# Settings of a dataset that do not change what the model is given, or only where it is augmented.
-ASIDE = ("name", "batch_size", "num_workers", "root", "augment", "min_crop_area")
+# Settings of a dataset that do not change what the model is given, or only where it is augmented or in the test.
+ASIDE = ("name", "batch_size", "num_workers", "root", "augment", "min_crop_area", "clips", "crops", "broken")
 
 
 class Source(NamedTuple):
@@ -53,7 +54,7 @@ class Source(NamedTuple):
 
         @torch.no_grad()
         def compute(inputs: Tensor) -> list[Sample]:
-            with trainer.precision_plugin.forward_context():
+            with trainer.precision_plugin.forward_context(), _evaluating(self.model):
                 return [sample.cpu() for sample in self.compute(inputs.to(device))]
 
         return compute
@@ -115,7 +116,7 @@ class TrunkData(ImageData):
             if self.teacher:
                 self.teacher.cpu()  # Its work is done.
             self.train = Views([self._keep(tokens, "train", view) for view in views], teachings)
-            self.val = Views([self._keep(tokens, "val")], [])
+            self.val = Views([self._keep(tokens, "val")] if self.run.trainer.limit_val_batches else [], [])
 
     def train_dataloader(self) -> DataLoader:
         """A random view of every image; order and batches are those of the images."""
@@ -144,11 +145,12 @@ class TrunkData(ImageData):
         images, views = self._training_images() if split == "train" else self.splits.val, self.run.finetune.views
         augmented = split == "train" and self.dataset.augment != "none"
         transform = (self.dataset.training if augmented else self.dataset.evaluation)(self.preprocessing)
+        shown = f"view {view + 1} of {views}" if views > 1 else "augmented once for all epochs"
         each = Pass(
-            title=f"{source.name} of {split}" + (f", view {view + 1} of {views}" if augmented and views > 1 else ""),
+            title=f"{source.name} of {split}" + (f", {shown}" if augmented else ""),
             parts=source.parts | self._parts(split, view if augmented else None),
             samples=AugmentedImages(images, transform),
-            items=[(index, seed_of(view, index)) for index in range(len(images))],
+            item=lambda index: (index, seed_of(view, index)),
             compute=source.on(self.trainer),
             dtype=source.dtype,
         )
@@ -165,10 +167,32 @@ class TrunkData(ImageData):
             "dataset": {key: value for key, value in dataset.items() if key not in ASIDE},
             "augmentation": None if view is None else [dataset["augment"], dataset["min_crop_area"], view],
             "model": {key: value for key, value in asdict(run.model).items() if key not in ("weights", "pretrained")},
-            "config": self.staged.config.to_dict() if hasattr(self.staged, "config") else None,  # of transformers
-            "precision": [run.trainer.precision, self.trainer.strategy.root_device.type],
+            "config": _config_of(self.staged),
+            "precision": [
+                run.trainer.precision,
+                torch.get_float32_matmul_precision(),
+                self.trainer.strategy.root_device.type,
+            ],
             "code": identity.code(run.mame, run.dataset),
         }
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """All of the model acts as in evaluation, also a dropout of the trunk that a pattern lets train."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _config_of(model: nn.Module) -> dict[str, Any] | None:
+    """The configuration of a model of transformers, without the place that it is from."""
+    config = getattr(model, "config", None)
+    return config and {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
 
 
 def _logits(teacher: nn.Module) -> Source:

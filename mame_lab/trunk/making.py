@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mame_lab import cache
+from mame_lab.data.datamodule import AugmentedImages
 from mame_lab.errors import MameLabError
 from mame_lab.models.stages import Sample
 from mame_lab.trunk import identity
@@ -37,23 +38,26 @@ class Pass:
     Args:
         title: what it is called where it is shown.
         parts: all that its outcome follows from, by name (see `identity`).
-        samples: (input, label) pairs, by the items of `items`.
-        items: one for each sample, in order.
+        samples: (input, label) pairs, by the items that `item` gives.
+        item: of a sample, by its index.
         compute: from a batch of inputs to what is kept of each.
         dtype: of the tokens on disk.
     """
 
     title: str
     parts: dict[str, Any]
-    samples: Dataset
-    items: list[Any]
+    samples: AugmentedImages
+    item: Callable[[int], Any]
     compute: Callable[[Tensor], list[Sample]]
     dtype: torch.dtype
 
-    def per_file(self) -> int:
-        """Samples of a file, if all are as large as the first."""
-        (sample,) = self.compute(self.samples[self.items[0]][0][None])
-        return min(FILE_SAMPLES, max(1, int(FILE_BYTES // (sample.x_NC.numel() * self.dtype.itemsize))))
+    def sample_bytes(self) -> int:
+        """What the first sample takes on disk."""
+        (sample,) = self.compute(self.samples[self.item(0)][0][None])
+        return sum(
+            0 if tensor is None else tensor.numel() * itemsize
+            for tensor, itemsize in zip(sample, (self.dtype.itemsize, 4, 4), strict=True)
+        )
 
 
 def keep(each: Pass, load: Callable[[Dataset, list], DataLoader], batch_size: int, trainer: Trainer) -> Store:
@@ -68,30 +72,37 @@ def keep(each: Pass, load: Callable[[Dataset, list], DataLoader], batch_size: in
     Raises:
         MameLabError: there is no room, or the processes do not see the same folder.
     """
-    parts, trunks = identity.plain(each.parts), cache.folder() / "trunks"
-    folder = trunks / identity.key(parts)
-    store, news = find(folder), ""
-    trainer.strategy.barrier()
-    if store is None:
-        news = _news(identity.differences(parts, described(trunks)))
-        store = Store(folder, len(each.items), each.per_file())
-        with _writing(folder):
-            create(store, parts)
+    opened: Any = _open(each) if trainer.is_global_zero else None
+    store, news = trainer.strategy.broadcast(opened)
     missing = store.missing(store.files[trainer.global_rank :: trainer.world_size])
     if missing:
-        with _writing(folder):
-            store.check_room(missing)
         _make(each, store, missing, load, batch_size, trainer)
     made = torch.tensor(sum(len(store.indices(file)) for file in missing), device=trainer.strategy.root_device)
     made = int(trainer.strategy.reduce(made, reduce_op="sum"))
     trainer.strategy.barrier()
     if store.absent():
         raise MameLabError(
-            f"finetune.cache=true: not all processes write to {folder}: set {cache.FOLDER} to a folder that all see"
+            f"finetune.cache=true: not all processes write to {store.folder}: set {cache.FOLDER} to a folder that all "
+            f"see"
         )
     if trainer.is_global_zero:
         print(_told(each, store, f"{made} made now{news}" if made else "none made anew"))
     return store
+
+
+def _open(each: Pass) -> tuple[Store, str]:
+    """The store of a pass, and where it is new why it is made; with room for what it lacks."""
+    parts, trunks = identity.plain(each.parts), cache.folder() / "trunks"
+    folder, news = trunks / identity.key(parts), ""
+    store = find(folder)
+    with _writing(folder):
+        if store is None:
+            news = _news(identity.differences(parts, described(trunks)))
+            size = each.sample_bytes()
+            store = Store(folder, len(each.samples), min(FILE_SAMPLES, max(1, int(FILE_BYTES // size))), size)
+            create(store, parts)
+        store.check_room()
+    return store, news
 
 
 @contextmanager
@@ -123,7 +134,7 @@ def _make(
 ) -> None:
     indices = [store.indices(file) for file in missing]
     batches = [
-        [each.items[index] for index in mine[start : start + batch_size]]
+        [each.item(index) for index in mine[start : start + batch_size]]
         for mine in indices
         for start in range(0, len(mine), batch_size)
     ]

@@ -6,8 +6,8 @@ S samples of a file, M tokens of all of them, N tokens of one, C channels.
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +22,7 @@ from mame_lab.models.stages import Sample
 
 FILE_BYTES, FILE_SAMPLES = 64e6, 256  # of a file at most, roughly
 ABOUT = "about.json"
+ABANDONED = 3600  # seconds after which nobody writes a part of a file any more
 
 
 class Kept(NamedTuple):
@@ -38,10 +39,11 @@ class Store:
         folder: where they are.
         samples: of all files.
         per_file: samples of a file.
+        sample_bytes: what a sample takes, roughly.
     """
 
-    def __init__(self, folder: Path, samples: int, per_file: int) -> None:
-        self.folder, self.samples, self.per_file = folder, samples, per_file
+    def __init__(self, folder: Path, samples: int, per_file: int, sample_bytes: int) -> None:
+        self.folder, self.samples, self.per_file, self.sample_bytes = folder, samples, per_file, sample_bytes
         self.opened: dict[int, dict[str, Tensor]] = {}
 
     def __len__(self) -> int:
@@ -69,12 +71,16 @@ class Store:
         return range(self.samples)[file * self.per_file : (file + 1) * self.per_file]
 
     def missing(self, files: range) -> list[int]:
-        """Those of the files that are not there, or damaged."""
-        return [file for file in files if not self._reads(file)]
+        """Those of the files that are not there, or damaged, which is said."""
+        missing = [file for file in files if not self._reads(file)]
+        for path in (self._path(file) for file in missing):
+            if path.exists():
+                print(f"{path} is damaged: made again.")
+        return missing
 
-    def absent(self) -> bool:
-        """Whether any file at all is not there."""
-        return not all(self._path(file).exists() for file in self.files)
+    def absent(self) -> list[int]:
+        """The files that are not there."""
+        return [file for file in self.files if not self._path(file).exists()]
 
     def write(self, file: int, kept: list[Kept], dtype: torch.dtype) -> None:
         """Keep the samples of a file, their tokens in a dtype.
@@ -107,22 +113,24 @@ class Store:
         lost, total = squares_F2.sum(0).tolist()
         return (lost / total) ** 0.5
 
-    def check_room(self, files: list[int]) -> None:
-        """Raise OSError if these files will not fit on the disk."""
-        needed, free = len(files) * FILE_BYTES, shutil.disk_usage(self.folder).free
+    def check_room(self) -> None:
+        """Raise OSError if what is absent will not fit on the disk."""
+        absent = sum(len(self.indices(file)) for file in self.absent())
+        needed, free = absent * self.sample_bytes, shutil.disk_usage(self.folder).free
         if needed > free:
-            raise OSError(f"it takes up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+            raise OSError(f"it takes about {needed / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free")
 
     def _open(self, file: int) -> dict[str, Tensor]:
         if file not in self.opened and not self._reads(file):
-            raise MameLabError(f"{self._path(file)} is gone: run again, and what is missing is made again")
+            raise MameLabError(f"{self._path(file)} is gone or damaged: run again, and it is made again")
         return self.opened[file]
 
     def _reads(self, file: int) -> bool:
         tensors = cache.read(self._path(file))
-        if tensors is not None:
-            self.opened[file] = tensors
-        return tensors is not None
+        if tensors is None or len(tensors["label_S"]) != len(self.indices(file)):
+            return False
+        self.opened[file] = tensors
+        return True
 
     def _path(self, file: int) -> Path:
         return self.folder / f"{file:06}.safetensors"
@@ -131,21 +139,23 @@ class Store:
 def create(store: Store, parts: dict[str, Any]) -> None:
     """Make the folder of a store, with about.json that says what it is of."""
     store.folder.mkdir(parents=True, exist_ok=True)
-    about = {"samples": store.samples, "per_file": store.per_file, "parts": parts}
-    part = store.folder / f"about.{os.getpid()}.part"
-    part.write_text(json.dumps(about, indent=1))
+    numbers = {name: getattr(store, name) for name in ("samples", "per_file", "sample_bytes")}
+    part = cache.part_of(store.folder / ABOUT)
+    part.write_text(json.dumps(numbers | {"parts": parts}, indent=1))
     part.replace(store.folder / ABOUT)
 
 
 def find(folder: Path) -> Store | None:
-    """The store in a folder, if there is one."""
+    """The store in a folder, if there is one; what killed runs left half written goes."""
+    for part in folder.glob("*.part"):
+        with suppress(OSError):
+            if time.time() - part.stat().st_mtime > ABANDONED:
+                part.unlink()
     try:
         about = json.loads((folder / ABOUT).read_text())
-        return Store(folder, about["samples"], about["per_file"])
-    except FileNotFoundError:
+        return Store(folder, about["samples"], about["per_file"], about["sample_bytes"])
+    except (OSError, ValueError, KeyError):
         return None
-    except (ValueError, KeyError) as error:
-        raise MameLabError(f"{folder / ABOUT} is damaged: delete {folder}, and it is made again") from error
 
 
 def described(folder: Path) -> Iterator[dict[str, Any]]:

@@ -143,11 +143,21 @@ def test_a_zero_is_found_in_few_trials(zero):
         tried.append(x)
         return round((zero - x) ** 3 + (zero - x), 2)
 
-    assert find_zero(falling, 0.02, 14) == pytest.approx(zero, abs=0.06)
+    off, found = find_zero(falling, 0.02, 14)
+    assert found == pytest.approx(zero, abs=0.06)
     assert tried[0] == 0
     assert len(tried) <= 14
+    assert off == abs(falling(found))
 
 
 def test_the_closest_is_kept_where_a_jump_hides_the_zero():
-    assert find_zero(lambda x: 1.0 if x < 0.31 else -0.4, 0.01, 8) >= 0.31
-    assert find_zero(lambda x: 5.0 - x, 0.01, 3) == pytest.approx(0.3)
+    off, found = find_zero(lambda x: 1.0 if x < 0.31 else -0.4, 0.01, 8)
+    assert off == 0.4
+    assert found >= 0.31
+    assert find_zero(lambda x: 5.0 - x, 0.01, 3) == pytest.approx((4.7, 0.3))
+
+
+def test_a_budget_that_cannot_be_met_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(thresholds, "TRIALS", 1)
+    with pytest.warns(UserWarning, match=r"mame.flops=0.9 is met to \d+% only"):
+        fit(tmp_path, task(0.9), epochs=1)

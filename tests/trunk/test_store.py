@@ -1,5 +1,9 @@
 """Samples come back from disk as they were put there, or not at all."""
 
+import os
+import time
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -20,7 +24,7 @@ def samples(count, sizes):
 @pytest.fixture
 def made(tmp_path):
     """A store of 7 samples in files of 3."""
-    made = Store(tmp_path / "it", 7, 3)
+    made = Store(tmp_path / "it", 7, 3, 100)
 
     def make(sizes=True, dtype=torch.float32):
         kept = list(samples(7, sizes))
@@ -37,7 +41,7 @@ def made(tmp_path):
 def test_every_sample_comes_back_to_the_bit(made, sizes):
     kept = made.make(sizes)
     assert [len(made.indices(file)) for file in made.files] == [3, 3, 1]
-    fresh = Store(made.folder, 7, 3)
+    fresh = Store(made.folder, 7, 3, 100)
     for index in (6, 0, 3, 2, 1, 5, 4):
         sample, label = fresh[index]
         assert label == kept[index].label
@@ -61,15 +65,37 @@ def test_tokens_too_large_for_half_precision_are_refused(made):
         made.write(0, [Kept(Sample(torch.full((2, 5), 7e4)), 0)], torch.float16)
 
 
-def test_a_damaged_description_is_told(made):
+def test_a_store_is_found_again_unless_its_description_is_damaged(made):
     made.make()
     create(made, {"split": "train"})
-    assert find(made.folder).per_file == 3
+    found = find(made.folder)
+    assert (found.samples, found.per_file, found.sample_bytes) == (7, 3, 100)
     assert list(described(made.folder.parent)) == [{"split": "train"}]
     (made.folder / "about.json").write_text("{")
     assert list(described(made.folder.parent)) == []
-    with pytest.raises(MameLabError, match="is damaged: delete"):
-        find(made.folder)
+    assert find(made.folder) is None
+
+
+def test_files_of_another_number_of_samples_do_not_count(made, capsys):
+    """So they are made again where another run found another first sample, and reads nobody's labels."""
+    made.make()
+    fresh = Store(made.folder, 7, 2, 100)
+    assert fresh.missing(fresh.files) == [0, 1, 2, 3]
+    made.folder.joinpath("000002.safetensors").rename(made.folder / "000003.safetensors")
+    assert Store(made.folder, 7, 2, 100).missing(range(3, 4)) == []
+
+
+def test_only_old_parts_of_files_go(made):
+    for name, age in (("old", 4000), ("new", 3000)):
+        part = made.folder / f"000000.{name}.part"
+        part.write_bytes(b"half")
+        os.utime(part, (time.time() - age,) * 2)
+    find(made.folder)
+    assert [path.name for path in made.folder.iterdir()] == ["000000.new.part"]
+
+
+def test_two_that_write_one_file_do_not_touch_each_others_part(tmp_path):
+    assert len({cache.part_of(tmp_path / "x.safetensors") for _ in range(9)}) == 9
 
 
 @pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:-1] + b"?", lambda _: b""])
@@ -77,13 +103,15 @@ def test_damaged_files_are_missing(made, damage, capsys):
     made.make()
     path = made.folder / "000001.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    fresh = Store(made.folder, 7, 3)
+    fresh = Store(made.folder, 7, 3, 100)
+    with pytest.raises(MameLabError, match="is gone or damaged"):
+        fresh[3]
     assert fresh.missing(fresh.files) == [1]
-    assert "damaged" in capsys.readouterr().out
-    assert not fresh.absent()
+    assert "000001.safetensors is damaged: made again." in capsys.readouterr().out
+    assert fresh.absent() == []
     path.unlink()
-    assert fresh.absent()
-    with pytest.raises(MameLabError, match="is gone"):
+    assert fresh.absent() == [1]
+    with pytest.raises(MameLabError, match="is gone or damaged"):
         fresh[3]
 
 
@@ -98,7 +126,10 @@ def test_a_file_that_is_cut_short_is_not_there(made, monkeypatch):
     assert not list(made.folder.iterdir())
 
 
-def test_files_that_will_not_fit_are_refused_before_they_are_made(made):
-    with pytest.raises(OSError, match="GB are free"):
-        made.check_room(range(10**9))
-    made.check_room([0, 1])
+def test_what_is_absent_must_fit_on_the_disk(made, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=600))
+    with pytest.raises(OSError, match="it takes about 7e-07 GB, and 6e-07 GB are free"):
+        made.check_room()
+    made.make()
+    made.folder.joinpath("000001.safetensors").unlink()
+    made.check_room()

@@ -16,6 +16,7 @@ from runs import PHOTOS, ROOT, TINY, TRUNK
 from torch import nn
 
 from mame_lab import MameLabError
+from mame_lab.tasks.classification import Classification
 from mame_lab.trunk import identity
 
 # train.py in a process that kills itself once it has written two files.
@@ -58,9 +59,10 @@ def outcome(folder):
     [
         ["finetune=last_layer", "mame.r=10"],
         ["finetune=last_layer", "mame.tau=0.6", "+model.args.drop_path_rate=0.5"],
+        ["finetune=last_layer", "mame.tau=0.6", "mame.batch=packed", "+model.args.drop_path_rate=0.5"],
         ["finetune=head", "mame=off", "+model.args.drop_rate=0.3"],
     ],
-    ids=["last_layer", "adaptive", "head"],
+    ids=["last_layer", "adaptive", "packed", "head"],
 )
 def test_a_run_from_the_cache_is_the_run_without(entry_point, tmp_path, overrides, capsys):
     entry_point("train", tmp_path / "without", *RUN, *overrides, "finetune.cache=false")
@@ -72,6 +74,58 @@ def test_a_run_from_the_cache_is_the_run_without(entry_point, tmp_path, override
     assert top1 == expected_top1
     states = [torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("with", "without")]
     assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
+
+
+def test_a_run_that_goes_on_does_so_with_its_own_trunk(entry_point, tmp_path, monkeypatch):
+    """Even where the file of weights that it started from has been written over."""
+    entry_point("train", tmp_path / "head", *RUN, "finetune=head", "mame=off")
+    weights = tmp_path / "weights.ckpt"
+    shutil.copy(tmp_path / "head/checkpoints/best.ckpt", weights)
+    run = [*RUN, "finetune=last_layer", "mame.r=10", f"model.weights={weights}"]
+    entry_point("train", tmp_path / "whole", *run)
+
+    def stop(self):
+        if self.current_epoch == 1:
+            raise MameLabError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "on_train_epoch_start", stop)
+        with pytest.raises(MameLabError, match="killed"):
+            entry_point("train", tmp_path / "parts", *run)
+    others = torch.load(weights, weights_only=True)
+    others["state_dict"]["model.patch_embed.proj.weight"] += 1
+    torch.save(others, weights)
+    entry_point("train", tmp_path / "parts", *run, "resume=auto")
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert whole["global_step"] == parts["global_step"]
+    for name, tensor in whole["state_dict"].items():
+        assert torch.equal(tensor, parts["state_dict"][name]), name
+
+
+def test_a_trunk_acts_as_in_evaluation_whatever_a_pattern_matches(trunk):
+    noisy = trunk("+model.args.drop_path_rate=0.5", "finetune.train=['head|.*drop.*']", recipe="head")
+    quiet = trunk("+model.args.drop_path_rate=0.5", recipe="head")
+    assert noisy.staged.blocks[1].drop_path1.training
+    for index in (0, 11):
+        assert torch.equal(noisy.train.views[0][index].sample.x_NC, quiet.train.views[0][index].sample.x_NC)
+    shutil.rmtree(noisy.train.views[0].folder)
+    again = trunk("+model.args.drop_path_rate=0.5", "finetune.train=['head|.*drop.*']", recipe="head")
+    torch.testing.assert_close(again.train.views[0][3].sample.x_NC, quiet.train.views[0][3].sample.x_NC)
+
+
+def test_what_is_not_validated_is_not_computed(entry_point, tmp_path, capsys):
+    run = [*RUN, "finetune=head", "trainer.limit_val_batches=0", "trainer.max_epochs=1"]
+    entry_point("train", tmp_path / "run", *run)
+    told = capsys.readouterr().out
+    assert "Kept tokens of train" in told
+    assert "of val" not in told
+
+
+def test_one_augmented_view_for_all_epochs_is_told(trunk, capsys):
+    trunk("dataset.augment=crop")
+    assert "Kept tokens of train, augmented once for all epochs: 12 samples" in capsys.readouterr().out
 
 
 def test_a_teacher_says_the_same_from_the_cache(entry_point, tmp_path, capsys):
@@ -111,13 +165,17 @@ def test_what_is_kept_is_used_again_and_shared_among_seeds(trunk, capsys):
         (["mame.r=10", "dataset.crop_seed=1"], "data and dataset"),
         (["mame.r=10", "seed=1"], "weights"),
         (["mame.r=10", "dataset.augment=crop"], "augmentation"),
+        (["mame.r=10", "dataset.augment=crop_flip"], "augmentation"),
+        (["mame.r=10", "dataset.augment=crop", "dataset.min_crop_area=0.5"], "augmentation"),
+        (["mame.r=10", "mame.prop_attn=false"], "mame"),
         (["mame.r=10", "trainer.precision=bf16-mixed"], "precision"),
         (["mame.r=10", "finetune.cache_dtype=float16"], "dtype"),
     ],
     ids=str,
 )
 def test_whatever_it_follows_from_changes_it_and_it_says_so(trunk, overrides, changed, capsys):
-    trunk("mame.r=10")
+    before = ["dataset.augment=crop"] if "dataset.min_crop_area=0.5" in overrides else []
+    trunk("mame.r=10", *before)
     capsys.readouterr()
     trunk(*overrides)
     told = capsys.readouterr().out
@@ -230,8 +288,11 @@ def test_what_cannot_be_kept_is_refused(trunk, recipe, overrides, message):
 
 def test_no_room_is_told_before_anything_is_computed(trunk, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    with pytest.raises(MameLabError, match=r"GB are free.*MAME_LAB_CACHE.*finetune.cache_dtype=float16"):
-        trunk()
+    with pytest.raises(
+        MameLabError,
+        match=r"it takes about 6.9e-05 GB, and 1e-06 GB are free.*MAME_LAB_CACHE.*finetune.cache_dtype=float16",
+    ):
+        trunk("mame.r=10")
 
 
 @pytest.mark.slow

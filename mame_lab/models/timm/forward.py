@@ -166,7 +166,7 @@ class MergingTransformer(nn.Module):
 
     @property
     def _packs(self) -> bool:
-        return self.method.packed and not self.training
+        return self.method.packed and not any(module.training for module in self.modules())
 
     def _run_blocks(
         self, x_BNC: Tensor, state: MergeState, embedding: Any, first: int = 0, last: int | None = None

@@ -119,7 +119,7 @@ class MergingBackbone(Merging):
 
     @property
     def packs(self) -> bool:
-        return self.method.packed and not self.training
+        return self.method.packed and not any(module.training for module in self.modules())
 
     def run_layers(self, x_BNC: Tensor, state: MergeState, first: int = 0) -> Iterator[tuple[Tensor, MergeState]]:
         """The tokens and the state before the layer `first` and after it and each that follows."""
