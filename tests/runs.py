@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 # A ViT of 3 blocks on a handful of digits: seconds for a whole run.
 TINY = [
+    "model.img_size=40",
     "model.args.depth=3",
     "model.args.embed_dim=16",
     "model.args.num_heads=2",
