@@ -82,6 +82,9 @@ def test_no_padding_is_computed_but_in_training(family):
     assert tokens_in_mlps(model, x) == true
     assert all(a < b for a, b in zip(true, padded, strict=True))
     assert tokens_in_mlps(model.train(), x) == padded
+    model.eval()
+    blocks(model)[-1].train()  # As where the last layer alone trains.
+    assert tokens_in_mlps(model, x) == padded
     assert tokens_in_mlps(mame_lab.apply(model.eval(), tau=0.8), x) == padded
 
 
