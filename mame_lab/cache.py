@@ -17,7 +17,7 @@ FOLDER = "MAME_LAB_CACHE"  # in the environment
 
 def folder() -> Path:
     """Where everything is kept."""
-    return Path(os.environ.get(FOLDER, "~/.cache/mame_lab")).expanduser()
+    return Path(os.environ.get(FOLDER) or "~/.cache/mame_lab").expanduser()
 
 
 def key(traits: str, tensors: Mapping[str, Tensor]) -> str:

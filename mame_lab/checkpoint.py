@@ -29,12 +29,17 @@ def read(path: str | Path, key: str = "ckpt") -> Checkpoint:
     import torch
 
     if not Path(path).is_file():
-        raise MameLabError(f"{key}={path} does not exist: give the best.ckpt or last.ckpt of a run")
+        fault = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise MameLabError(f"{key}={path} {fault}: give the best.ckpt or last.ckpt of a run")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise MameLabError(f"{key}={path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or not {"model", "mame", "dataset", "seed"} <= set(content.get("config") or ()):
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise MameLabError(
+            f"{key}={path} cannot be read ({reason}): give another best.ckpt or last.ckpt of a run, or start anew"
+        ) from error
+    config = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(config, dict) or not {"model", "mame", "dataset", "seed"} <= set(config):
         raise MameLabError(f"{key}={path} is no checkpoint of train.py: give plain weights as model.weights=FILE.pth")
     state = {
         key.removeprefix("model."): value for key, value in content["state_dict"].items() if key.startswith("model.")

@@ -240,6 +240,8 @@ def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str
                 f"{said.key_or_group}={said.value()} and ckpt=... exclude each other: a checkpoint carries the "
                 f"configuration of its run; write the values that are to differ"
             )
+        if said.key_or_group == "model.weights" and said.value() is not None:
+            raise MameLabError(f"model.weights={said.value()} and ckpt=... exclude each other: give one of the two")
         value = OmegaConf.select(OmegaConf.create(values), said.key_or_group)
         OmegaConf.update(merged, said.key_or_group, value, merge=False)
     return plain(merged)

@@ -16,6 +16,7 @@ from mame_lab import checkpoint, compilation, finetune, learning, models
 from mame_lab.checkpoint import Checkpoint
 from mame_lab.config import TrainConfig
 from mame_lab.data.datamodule import ImageData
+from mame_lab.errors import MameLabError
 from mame_lab.finetune import Finetune
 from mame_lab.merging import Method
 from mame_lab.results import weights_hash
@@ -48,7 +49,12 @@ def fit(
 
     Returns:
         The merging that training ends with.
+
+    Raises:
+        MameLabError: there is nothing to tell apart, or what is asked for does not go together.
     """
+    if len(data.classes) < 2:
+        raise MameLabError(f"dataset={run.dataset.name} has one class alone, {data.classes[0]}: add a second")
     summary = finetune.freeze(model, run.finetune, asked.learns)
     print(finetune.table(summary) if summary.rows else "No weight trains, only the merging thresholds.")
     if run.compile:

@@ -86,10 +86,11 @@ def meet(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, fo
 
 def tell(what: str, method: Method, folder: Path) -> None:
     """Print a method that was found, and save it to be given back."""
-    from rich import print
+    from rich import get_console
 
     path = save(method, folder, what.lower())
-    print(f"{what}: {method}\nSaved: use it again with --config-dir {path.parents[1]} mame={path.stem}")
+    get_console().print(f"{what}: {method}")
+    get_console().print(f"Saved: use it again with --config-dir {path.parents[1]} mame={path.stem}", soft_wrap=True)
 
 
 def save(method: Method, folder: Path, name: str = "solved") -> Path:
@@ -135,8 +136,8 @@ class _Search:
         low, high = (0.0, 1 - share), (1.0, self.cost(found) - share)
         if high[1] > 0:
             raise MameLabError(
-                f"{asked} is out of reach: with mame.schedule={self.schedule} at least {share + high[1]:.2f} of the "
-                f"multiply-adds remain; ask for less, or take another schedule or more blocks"
+                f"{asked} is out of reach: with mame.schedule={self.schedule} at least {share + high[1]:.3f} of the "
+                f"multiply-adds remain; ask for less merging, or take another schedule or more blocks"
             )
         off = -high[1]
         for step in self.progress.track(range(COST_STEPS), description=f"solving {asked}"):

@@ -169,10 +169,23 @@ def test_bad_inputs_name_the_key(entry_point, tmp_path, folder):
     broken.write_bytes(broken.read_bytes()[:50])
     images = ["dataset=imagefolder", f"dataset.root={folder}", "dataset.num_workers=0"]
     foreign = tmp_path / "foreign.ckpt"
-    torch.save({"config": {}, "state_dict": {}}, foreign)
+    torch.save({"config": 1, "state_dict": {}}, foreign)
+    empty = tmp_path / "empty.ckpt"
+    empty.touch()
+    for split in ("train", "val"):
+        shutil.copytree(folder / "bright", tmp_path / "one" / split / "a")
     (tmp_path / "halves/train").mkdir(parents=True)
     cases = [
         ("eval", [f"ckpt={foreign}"], "is no checkpoint of train.py"),
+        ("eval", [f"ckpt={empty}"], r"empty.ckpt cannot be read \(EOFError\): give another best.ckpt"),
+        ("eval", [f"ckpt={tmp_path / 'run'}"], "run is a folder: give the best.ckpt"),
+        ("eval", [f"ckpt={best}", f"model.weights={best}"], "exclude each other: give one of the two"),
+        ("eval", [f"ckpt={best}", "benchmark=budgets", "mame.flops=0.8"], "benchmark=budgets and mame=ward.flops=0.8"),
+        (
+            "train",
+            [*TINY, "dataset=imagefolder", f"dataset.root={tmp_path / 'one'}"],
+            "dataset=imagefolder has one class alone, a: add",
+        ),
         ("train", [*TINY, "dataset=imagefolder", f"dataset.root={tmp_path / 'halves'}"], "has no val"),
         ("train", [*TINY, "dataset=imagefolder", f"dataset.root={tmp_path / 'single'}"], "one class folder alone"),
         ("eval", ["ckpt=no.ckpt"], "ckpt=no.ckpt does not exist"),

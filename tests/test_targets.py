@@ -123,7 +123,7 @@ def test_the_speed_up_is_that_of_merged_over_unmerged(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (Ward(flops=0.05), r"mame.flops=0.05 is out of reach: with mame.schedule=rising at least 0.\d\d of the mult"),
+        (Ward(flops=0.05), r"mame.flops=0.05 is out of reach: with mame.schedule=rising at least 0.\d\d\d of the mult"),
         (Ward(speedup=40), r"mame.speedup=40 is out of reach"),
         (ToMe(flops=0.5, schedule="adaptive"), "mame.schedule=adaptive is not for mame=tome, which needs a budget"),
         (Drop(flops=0.5, schedule="calibrated"), "mame.schedule=calibrated is not for mame=drop"),

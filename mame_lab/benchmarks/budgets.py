@@ -55,6 +55,11 @@ def run(settings: Budgets, model: nn.Module, method: Method, data: ImageData, tr
     """Measure all budgets; print the table, write budgets.csv and budgets.png."""
     if trainer.world_size > 1:
         raise MameLabError(f"benchmark=budgets times one device, here are {trainer.world_size}: set trainer.devices=1")
+    if method.target:
+        raise MameLabError(
+            f"benchmark=budgets and mame={method} exclude each other, for the budgets are those of benchmark.r: leave "
+            f"mame.flops and mame.speedup out, and set mame.schedule"
+        )
     check_classes(family_of(model).classifier(model), data.classes)
     found = points(settings, at_budgets(settings, model, method), data, trainer)
     conditions = gather_conditions(

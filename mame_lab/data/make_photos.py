@@ -82,3 +82,6 @@ if __name__ == "__main__":
         make(**vars(said))
     except MameLabError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}: name another folder")
+    print(f"Written to {said.folder}: use it with dataset=imagefolder dataset.root={said.folder}")

@@ -165,7 +165,8 @@ class TrunkData(ImageData):
             "data": self.hashes[split],
             "preprocessing": asdict(self.preprocessing),
             "dataset": {key: value for key, value in dataset.items() if key not in ASIDE},
-            "augmentation": None if view is None else [dataset["augment"], dataset["min_crop_area"], view],
+            "view": view,
+            "augmentation": None if view is None else [dataset["augment"], dataset["min_crop_area"]],
             "model": {key: value for key, value in asdict(run.model).items() if key not in ("weights", "pretrained")},
             "config": _config_of(self.staged),
             "precision": [

@@ -29,9 +29,17 @@ def key(parts: dict[str, Any]) -> str:
 
 
 def differences(parts: dict[str, Any], others: Iterator[dict[str, Any]]) -> list[str]:
-    """The names of the parts in which the most similar of the others of this split differs; none if there is none."""
+    """The names of the parts in which the most similar of the others of this split differs; none if there is none.
+
+    Another view is something else, not one that changed; where the stage is another, so are of course the weights.
+    """
     alike = [other for other in others if other.keys() == parts.keys() and other["split"] == parts["split"]]
-    return min(([name for name in parts if other[name] != parts[name]] for other in alike), key=len, default=[])
+    alike = [
+        other for other in alike if None in (other.get("view"), parts.get("view")) or other["view"] == parts["view"]
+    ]
+    differing = [[name for name in parts if other[name] != parts[name] and name != "view"] for other in alike]
+    changed = min(differing, key=len, default=[])
+    return [name for name in changed if name != "weights" or "stage" not in changed]
 
 
 def plain(parts: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,8 @@ from mame_lab.models.stages import Sample
 from mame_lab.trunk import identity
 from mame_lab.trunk.store import FILE_BYTES, FILE_SAMPLES, Kept, Store, create, described, find
 
-WAYS_OUT = (
-    f"set {cache.FOLDER} to another folder, finetune.cache_dtype=float16 (half as much), finetune.views lower, or "
-    f"finetune.cache=false"
-)
+WAYS_OUT = f"set {cache.FOLDER} to another folder, or finetune.cache=false"
+SMALLER = "finetune.cache_dtype=float16 (half as much), finetune.views lower"
 TELLING = 5  # parts that changed, of what is still the same thing
 
 
@@ -110,7 +109,11 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MameLabError(f"finetune.cache=true: {folder} cannot be written ({error}): {WAYS_OUT}") from error
+        smaller = f", or to need less {SMALLER}" if error.errno == ENOSPC else ""
+        reason = error.strerror or error
+        raise MameLabError(
+            f"finetune.cache=true: {folder} cannot be written ({reason}): {WAYS_OUT}{smaller}"
+        ) from error
 
 
 def _news(changed: list[str]) -> str:

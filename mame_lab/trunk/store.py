@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -118,7 +119,7 @@ class Store:
         absent = sum(len(self.indices(file)) for file in self.absent())
         needed, free = absent * self.sample_bytes, shutil.disk_usage(self.folder).free
         if needed > free:
-            raise OSError(f"it takes about {needed / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free")
+            raise OSError(ENOSPC, f"it takes about {needed / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free")
 
     def _open(self, file: int) -> dict[str, Tensor]:
         if file not in self.opened and not self._reads(file):
@@ -154,12 +155,12 @@ def find(folder: Path) -> Store | None:
     try:
         about = json.loads((folder / ABOUT).read_text())
         return Store(folder, about["samples"], about["per_file"], about["sample_bytes"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def described(folder: Path) -> Iterator[dict[str, Any]]:
     """What all stores in a folder are of."""
     for path in folder.glob(f"*/{ABOUT}"):
-        with suppress(ValueError, KeyError, OSError):
+        with suppress(OSError, ValueError, KeyError, TypeError):
             yield json.loads(path.read_text())["parts"]

@@ -1,6 +1,8 @@
 """The image folder of the packaged photos: no pixel in two splits, and the same folder every time."""
 
 import random
+import subprocess
+import sys
 from importlib.resources import files
 from itertools import combinations
 from pathlib import Path
@@ -93,3 +95,13 @@ def test_what_is_wrong_is_said_and_nothing_is_written(tmp_path, monkeypatch, arg
     with pytest.raises(MameLabError, match=f"^{line}"):
         make(Path(arguments[0]), **{key: int(value) for key, value in said.items()})
     assert [path.name for path in Path().iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(("folder", "status", "line"), [("new", 0, "Written to new: "), ("file/new", 1, "error: file")])
+def test_the_command_says_where_the_photos_are_or_why_not(tmp_path, folder, status, line):
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "mame_lab.data.make_photos", folder, "--crops=2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status
+    assert line in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -91,5 +91,10 @@ def test_what_differs_is_named_by_the_most_similar_of_the_same_split():
     ]
     assert identity.differences(parts, iter(others)) == ["mame"]
     assert identity.differences(parts, iter([])) == []
+    assert identity.differences(parts | {"stage": 13}, iter([parts | {"weights": "b"}])) == ["stage"]
+    views = [parts | {"view": view, "augmentation": "crop"} for view in (0, 1)]
+    assert identity.differences(views[1], iter(views[:1])) == []
+    assert identity.differences(views[1] | {"mame": None}, iter(views)) == ["mame"]
+    assert identity.differences(views[1], iter([parts | {"view": None, "augmentation": None}])) == ["augmentation"]
     assert len({identity.key(each) for each in (parts, *others)}) == 5
     assert identity.key(identity.plain(parts)) == identity.key(parts)
