@@ -43,7 +43,6 @@ class Pass:
     guided: bool
     grid: tuple[int, int] = (0, 0)
 
-    @torch.no_grad()
     def plan(self, attention: MergingAttention, x_BNC: Tensor) -> Assignment | None:
         """The merge step of an attention, None where its resolution does not merge. It has no gradient."""
         sources = len(x_BNC[0]) - unmergeable(self.grid)
@@ -52,9 +51,9 @@ class Pass:
             return None
         if attention.place not in self.plans:
             first_BNC = x_BNC.chunk(2)[0] if self.guided else x_BNC
-            with full_precision(x_BNC):
+            with torch.no_grad(), full_precision(x_BNC):
                 plan = assign(self.method.match(first_BNC, self.grid), x_BNC.shape[1], leave)
-            self.plans[attention.place] = plan.repeat(2) if self.guided else plan
+                self.plans[attention.place] = plan.repeat(2) if self.guided else plan
         return self.plans[attention.place]
 
 
