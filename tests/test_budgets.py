@@ -54,6 +54,7 @@ def seen(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_every_batch_trains_by_a_budget_and_all_else_by_the_configured_method(entry_point, tmp_path, seen, monkeypatch):
     entry_point("train", tmp_path / "whole", *RUN)
     trained, validated = list(seen["training_step"]), list(seen["validation_step"])

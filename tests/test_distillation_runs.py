@@ -57,6 +57,7 @@ def stopped_at(step, monkeypatch):
     monkeypatch.setattr(resuming.Reseed, "on_train_batch_start", on_train_batch_start)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_teacher_of_its_start(entry_point, best, tmp_path, monkeypatch):
     entry_point("train", tmp_path / "whole", *TAUGHT, best)
     assert "train/kl" in rows(tmp_path / "whole")[0]

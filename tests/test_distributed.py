@@ -100,6 +100,7 @@ def test_two_processes_train_at_the_budgets_of_one(entry_point, tmp_path):
     assert result(tmp_path / "two")["merged"]["top1"] == result(tmp_path / "one")["merged"]["top1"]
 
 
+@pytest.mark.slow
 def test_a_failure_in_two_processes_ends_both(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "train.py"), *TRAINING, *TWO, "optim.lr=1e30", f"hydra.run.dir={tmp_path}"],

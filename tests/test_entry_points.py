@@ -65,6 +65,7 @@ def test_train_then_evaluate_the_checkpoint_at_another_budget(entry_point, tmp_p
     assert other.merged.gflops < same.merged.gflops < same.unmerged.gflops == other.unmerged.gflops
 
 
+@pytest.mark.slow
 def test_learned_thresholds_are_what_is_saved_evaluated_and_resumed(entry_point, tmp_path, capsys):
     learn = [*TINY, *LEARNED, "finetune=thresholds", "model.args.weight_init=''"]
     entry_point("train", tmp_path / "run", *learn)

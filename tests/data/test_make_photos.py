@@ -97,6 +97,7 @@ def test_what_is_wrong_is_said_and_nothing_is_written(tmp_path, monkeypatch, arg
     assert [path.name for path in Path().iterdir()] == ["taken"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("folder", "status", "line"), [("new", 0, "Written to new: "), ("file/new", 1, "error: file")])
 def test_the_command_says_where_the_photos_are_or_why_not(tmp_path, folder, status, line):
     (tmp_path / "file").touch()

@@ -76,6 +76,7 @@ def test_a_run_from_the_cache_is_the_run_without(entry_point, tmp_path, override
     assert states[0]["state_dict"].keys() == states[1]["state_dict"].keys()
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_does_so_with_its_own_trunk(entry_point, tmp_path, monkeypatch):
     """Even where the file of weights that it started from has been written over."""
     entry_point("train", tmp_path / "head", *RUN, "finetune=head", "mame=off")
@@ -126,6 +127,7 @@ def test_one_augmented_view_for_all_epochs_is_told(trunk, capsys):
     assert "Kept tokens of train, augmented once for all epochs: 12 samples" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_teacher_says_the_same_from_the_cache(entry_point, tmp_path, capsys):
     entry_point("train", tmp_path / "head", *RUN, "finetune=head", "mame=off")
     run = [*RUN, "finetune=last_layer", "mame.r=10", "finetune.distill=0.7", "finetune.temperature=2", "optim.lr=0.1"]
@@ -215,6 +217,7 @@ def test_a_file_that_was_edited_is_computed_again(trunk, tmp_path, capsys):
     assert "tokens of val: 2 samples, none made anew" in told
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_computes_leaves_whole_files(trunk, tmp_path, cache, capsys):
     overrides = [*TINY, *TRUNK, *PHOTOS, "finetune=last_layer", "mame.r=10", f"hydra.run.dir={tmp_path / 'run'}"]
     killed = subprocess.run([sys.executable, "-c", KILLED, str(ROOT / "train.py"), *overrides], capture_output=True)
@@ -242,6 +245,7 @@ def everything(data):
     return [store[index] for index in range(len(store))]
 
 
+@pytest.mark.slow
 def test_the_configuration_of_a_transformers_model_counts(trunk, capsys):
     videos = ["model=videomae_mini", "dataset=moving_digits", "dataset.digits=1"]
     trunk("mame.r=4", images=videos)
