@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -118,7 +117,7 @@ def _merge_steps(unet: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], Non
     def keep(module: nn.Module, arguments: tuple, named: dict[str, Any]) -> None:
         given.append((module, arguments[0], named["merging"]))
 
-    attentions = [module for module in unet.modules() if hasattr(module, "place")]
+    attentions = [module for module in unet.modules() if hasattr(module, "level")]
     hooks = [attention.register_forward_pre_hook(keep, with_kwargs=True) for attention in attentions]
     unet(**inputs)
     for hook in hooks:
@@ -126,7 +125,7 @@ def _merge_steps(unet: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], Non
 
     def steps() -> None:
         for attention, x_BNC, merging in given:
-            plan = replace(merging, plans={}).plan(attention, x_BNC)
+            plan = merging.plan(attention.level, x_BNC)
             if plan is not None:
                 plan.restore(plan.merge(x_BNC))
 

@@ -59,10 +59,6 @@ class Assignment(NamedTuple):
         """What proportional attention adds to the logits of each key: the log of its size."""
         return self.size_BK1.log().mT
 
-    def repeat(self, times: int) -> "Assignment":
-        """The same for a batch that is so many times as long."""
-        return Assignment(*(tensor.repeat(times, *[1] * (tensor.dim() - 1)) for tensor in self))
-
 
 def assign(match: Match, tokens: int, leave: int) -> Assignment:
     """The step in which the `leave` sources of every sample leave that are nearest to their targets.

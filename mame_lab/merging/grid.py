@@ -19,17 +19,10 @@ class Grid:
     Args:
         window: side of a window in tokens; a side of the grid is cut into parts of the even length nearest to it that
             divides the side, an odd one is not cut. 0: no windows.
-        share_guidance: the guided half of a batch merges as the unguided one does; a batch whose halves are not equal
-            latents is no such batch, and each of its samples merges by itself.
-        reuse_steps: successive denoising steps for which the merging that the first of them found holds.
     """
 
     window: int = 16
-    share_guidance: bool = False
-    reuse_steps: int = 1
 
     def __post_init__(self) -> None:
         if self.window < 0 or self.window == 1:
             raise MameLabError(f"mame.grid.window={self.window} is no window: give 2 or more tokens, or 0 for none")
-        if self.reuse_steps < 1:
-            raise MameLabError(f"mame.grid.reuse_steps={self.reuse_steps} is not positive: give 1 or more steps")

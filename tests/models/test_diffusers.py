@@ -2,7 +2,6 @@
 
 import copy
 import io
-from itertools import pairwise
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from mame_lab import MaMe, MameLabError, ToMe, UnsupportedModelError, Ward
 from mame_lab.merging import Drop, ToMeSD
 from mame_lab.merging.grid import Grid
 from mame_lab.models import family_of, merges, twin
-from mame_lab.models.diffusers.unet import MergingAttention, Pass
+from mame_lab.models.diffusers.unet import MergingAttention, UNetMergeContext
 
 SMALL = {
     "block_out_channels": (16, 32, 32),
@@ -96,9 +95,9 @@ def test_copies_are_neutral(method):
     x_BNC = cells_BHWC.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
     expected = attention(x_BNC)
     attention.__class__ = MergingAttention
-    vars(attention).update(level=0, place=0)
-    merging = Pass(method, method.schedule_for(3), {}, False, (6, 10))
-    assert merging.plan(attention, x_BNC).index_BK.shape[1] == 15
+    attention.level = 0
+    merging = UNetMergeContext(method, method.schedule_for(3), (6, 10))
+    assert merging.plan(0, x_BNC).index_BK.shape[1] == 15
     torch.testing.assert_close(attention(x_BNC, merging=merging), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -145,42 +144,6 @@ def test_attention_slicing_before_or_after(slices, kind):
     torch.testing.assert_close(run(unet), merged, rtol=1e-4, atol=1e-5)
     sliced = run(unet)
     assert torch.equal(run(mame_lab.apply(mame_lab.remove(unet), r=0.5)), sliced)
-
-
-def guided(seed: int = 2) -> torch.Tensor:
-    return torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(seed)).double().repeat(2, 1, 1, 1)
-
-
-def test_guided_halves_share_what_the_unguided_half_found():
-    sharing, alone = (
-        mame_lab.apply(unet_of(), Ward(r=0.5, grid=Grid(share_guidance=share))) for share in (True, False)
-    )
-    kept = plans(sharing, sample=guided())
-    assert all(torch.equal(*plan.place_BN) for plan in kept.values())
-    own = plans(alone, sample=guided())
-    assert not all(torch.equal(*plan.place_BN) for plan in own.values())
-    for place, plan in own.items():
-        assert torch.equal(kept[place].place_BN[0], plan.place_BN[0]) or place > 0
-    torch.testing.assert_close(run(sharing), run(alone), rtol=0, atol=0)
-
-
-def test_a_merging_is_reused_for_as_many_steps_as_are_said():
-    unet = mame_lab.apply(unet_of(), Ward(r=0.5, grid=Grid(reuse_steps=3)))
-    found = [plans(unet, timestep=torch.tensor(time), sample=guided(time)) for time in (900, 700, 500, 300, 100, 900)]
-    same = [before is after for before, after in pairwise(found)]
-    assert same == [True, True, False, True, False]
-    assert plans(unet, timestep=torch.tensor(50), **{k: v for k, v in inputs(4).items() if k != "timestep"}) is not found[-1]  # fmt: skip  # noqa: E501
-
-
-def test_without_reuse_every_step_decides_anew():
-    unet = mame_lab.apply(unet_of(), r=0.5)
-    assert plans(unet, timestep=torch.tensor(900)) is not plans(unet, timestep=torch.tensor(800))
-
-
-def plans(unet: nn.Module, **given) -> dict:
-    run(unet, **given)
-    (hook,) = unet._forward_pre_hooks.values()
-    return hook.plans
 
 
 def test_what_the_user_hands_to_attention_still_arrives():

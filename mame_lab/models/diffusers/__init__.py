@@ -10,9 +10,9 @@ from mame_lab.models.diffusers.loading import load
 from mame_lab.models.diffusers.support import PLAIN, plain, resolutions, transformers_of, unet_of
 from mame_lab.models.diffusers.unet import (
     CrossAttention,
-    Denoising,
     MergingAttention,
     MergingTransformer,
+    UNetMergeContext,
     unmergeable,
 )
 
@@ -42,16 +42,14 @@ def attach(model: Any, method: Method) -> None:
     detach(model)
     if schedule.off:
         return
-    place = 0
     for transformer in transformers_of(unet):
         transformer.module.__class__ = MergingTransformer
         for attention in transformer.cross_attentions:
             attention.__class__ = CrossAttention
         for attention in transformer.attentions:
             attention.__class__ = MergingAttention
-            vars(attention).update(level=levels.index(transformer.halvings), place=place)
-            place += 1
-    hook = unet.register_forward_pre_hook(Denoising(method, schedule), with_kwargs=True)
+            attention.level = levels.index(transformer.halvings)
+    hook = unet.register_forward_pre_hook(UNetMergeContext(method, schedule).enter, with_kwargs=True)
     vars(unet).update(method=method, schedule=schedule, merging=hook)
 
 
@@ -65,8 +63,7 @@ def detach(model: Any) -> None:
     for module in unet.modules():
         if type(module) in PLAIN:
             module.__class__ = plain(module)
-            for name in ("level", "place"):
-                vars(module).pop(name, None)
+            vars(module).pop("level", None)
 
 
 def tokens(model: Any, sample: Tensor) -> list[int]:

@@ -12,7 +12,6 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, SlicedAttnProcessor
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.assignment import Assignment, assign
@@ -20,41 +19,44 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import full_precision
 
-# What carries the merging of a pass to its attentions: an entry of diffusers' own cross_attention_kwargs.
+# What carries the context to the attentions: an entry of diffusers' own cross_attention_kwargs.
 KEY = "merging"
 POSITIONAL = 6  # arguments of a U-Net before cross_attention_kwargs
 
 
 @dataclass(frozen=True)
-class Pass:
-    """What the attentions of one pass through the U-Net share. No tuple: hooks of offloading would rebuild it.
+class UNetMergeContext:
+    """How the self-attentions of a U-Net merge. No tuple: hooks of offloading would rebuild it.
 
     Attributes:
         method: decides which tokens merge.
         schedule: the budget of every resolution.
-        plans: the merge step of each attention, by its place in the U-Net, as far as it is made.
-        guided: the second half of the batch merges as the first.
         grid: rows and columns of the tokens that enter the present transformer.
     """
 
     method: Method
     schedule: Schedule
-    plans: dict[int, Assignment]
-    guided: bool
     grid: tuple[int, int] = (0, 0)
 
-    def plan(self, attention: MergingAttention, x_BNC: Tensor) -> Assignment | None:
-        """The merge step of an attention, None where its resolution does not merge. It has no gradient."""
-        sources = len(x_BNC[0]) - unmergeable(self.grid)
-        leave = self.schedule.leaving(attention.level, len(x_BNC[0]), sources)
+    def enter(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """The U-Net's forward pre-hook: it hands this to the transformers and their attentions."""
+        if len(args) > POSITIONAL:
+            raise MameLabError("a U-Net that merges takes cross_attention_kwargs by keyword: call it so")
+        return args, kwargs | {"cross_attention_kwargs": (kwargs.get("cross_attention_kwargs") or {}) | {KEY: self}}
+
+    def plan(self, level: int, x_BNC: Tensor) -> Assignment | None:
+        """The merge step of an attention, None where its resolution does not merge. It has no gradient.
+
+        Args:
+            level: the index of its resolution among those of the U-Net.
+            x_BNC: the tokens that enter it, row by row.
+        """
+        tokens = x_BNC.shape[1]
+        leave = self.schedule.leaving(level, tokens, tokens - unmergeable(self.grid))
         if not leave:
             return None
-        if attention.place not in self.plans:
-            first_BNC = x_BNC.chunk(2)[0] if self.guided else x_BNC
-            with torch.no_grad(), full_precision(x_BNC):
-                plan = assign(self.method.match(first_BNC, self.grid), x_BNC.shape[1], leave)
-                self.plans[attention.place] = plan.repeat(2) if self.guided else plan
-        return self.plans[attention.place]
+        with torch.no_grad(), full_precision(x_BNC):
+            return assign(self.method.match(x_BNC, self.grid), tokens, leave)
 
 
 class MergingTransformer(Transformer2DModel):
@@ -72,14 +74,19 @@ class MergingAttention(Attention):
 
     Attributes:
         level: the index of its resolution among those of the U-Net.
-        place: its place among the self-attentions of the U-Net.
     """
 
     level: int
-    place: int
 
-    def forward(self, hidden_states: Tensor, *args, merging: Pass, attention_mask: Tensor | None = None, **kwargs):
-        plan = merging.plan(self, hidden_states)
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args,
+        merging: UNetMergeContext,
+        attention_mask: Tensor | None = None,
+        **kwargs,
+    ):
+        plan = merging.plan(self.level, hidden_states)
         if plan is None:
             return super().forward(hidden_states, *args, attention_mask=attention_mask, **kwargs)
         if attention_mask is not None:
@@ -97,51 +104,8 @@ class MergingAttention(Attention):
 class CrossAttention(Attention):
     """diffusers' Attention, deaf to merging."""
 
-    def forward(self, *args, merging: Pass, **kwargs):
+    def forward(self, *args, merging: UNetMergeContext, **kwargs):
         return super().forward(*args, **kwargs)
-
-
-class Denoising:
-    """The passes of a U-Net through the steps of denoising: what is kept of merging from one to the next.
-
-    Registered as the U-Net's forward pre-hook, it hands a `Pass` to each of its passes.
-    """
-
-    def __init__(self, method: Method, schedule: Schedule) -> None:
-        self.method = method
-        self.schedule = schedule
-        self.plans: dict[int, Assignment] = {}
-        self.steps = 0
-        self.last: tuple[torch.Size, float] | None = None
-
-    def __call__(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        if len(args) > POSITIONAL:
-            raise MameLabError("a U-Net that merges takes cross_attention_kwargs by keyword: call it so")
-        given = dict(zip(("sample", "timestep"), args, strict=False)) | kwargs
-        try:
-            self._step(given["sample"], given["timestep"])
-            guided = self.method.grid.share_guidance and _halves_are_equal(given["sample"])
-            merging = Pass(self.method, self.schedule, self.plans, guided)
-        except DataDependentOutputException:  # Costs are counted by shapes alone: every sample and step by itself.
-            merging = Pass(self.method, self.schedule, {}, False)
-        return args, kwargs | {"cross_attention_kwargs": (kwargs.get("cross_attention_kwargs") or {}) | {KEY: merging}}
-
-    def _step(self, sample: Tensor, timestep: Tensor | float) -> None:
-        """Forget the plans where they have been used for long enough, and where other images begin."""
-        if self.method.grid.reuse_steps == 1:
-            self.plans = {}
-            return
-        now = sample.shape, float(torch.as_tensor(timestep).max())
-        begins = self.last is None or self.last[0] != now[0] or self.last[1] <= now[1]
-        self.steps = 0 if begins or self.steps + 1 >= self.method.grid.reuse_steps else self.steps + 1
-        self.last = now
-        if self.steps == 0:
-            self.plans = {}
-
-
-def _halves_are_equal(sample: Tensor) -> bool:
-    """Whether the batch is one of classifier-free guidance: the same latents twice. Costs one synchronisation."""
-    return len(sample) % 2 == 0 and torch.equal(*sample.chunk(2))
 
 
 def unmergeable(grid: tuple[int, int]) -> int:
