@@ -1,10 +1,11 @@
 """Experiments that set merge methods side by side on one model, by name."""
 
-from mame_lab.benchmarks.settings import Benchmark, Budgets, Denoiser, Frontier, Throughput
+from mame_lab.benchmarks.settings import Benchmark, Budgets, Denoiser, Frontier, GridAttention, Throughput
 
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "frontier": Frontier,
     "throughput": Throughput,
     "budgets": Budgets,
     "denoiser": Denoiser,
+    "grid_attention": GridAttention,
 }

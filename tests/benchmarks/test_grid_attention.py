@@ -1,0 +1,155 @@
+"""Attention between merging and restoring: what is measured, by arms that say what they do."""
+
+import csv
+
+import pytest
+import torch
+from families import build, images
+from runs import TINY
+from torch import nn
+
+from mame_lab.benchmarks import grid_attention
+from mame_lab.benchmarks.grid_attention import Layer, error, layer_errors, layers
+from mame_lab.benchmarks.grid_variants import ARMS, CheckerboardWard, EvenWard, spread
+from mame_lab.benchmarks.settings import GridAttention
+from mame_lab.errors import MameLabError
+from mame_lab.merging import Ward
+from mame_lab.merging.assignment import assign
+from mame_lab.merging.grid import Grid
+
+GRID = (8, 8)
+TOKENS = 64
+
+
+def noise(seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, TOKENS, 48, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def copies() -> torch.Tensor:
+    """Tokens that are equal in cells of 2 x 2, and in a row of these."""
+    cells_1HWC = noise()[:, :16].unflatten(1, (4, 4)).clone()
+    cells_1HWC[:, 0] = cells_1HWC[:, 0, :1]
+    return cells_1HWC.repeat_interleave(2, 1).repeat_interleave(2, 2).flatten(1, 2)
+
+
+def layer_of(x_1NC: torch.Tensor) -> Layer:
+    attention = build("vit").blocks[0].attn.requires_grad_(False)
+    key_1ND = attention.qkv(x_1NC)[..., 48:96].unflatten(2, (3, 16)).mean(2)
+    return Layer(attention, x_1NC, key_1ND, attention(x_1NC))
+
+
+def test_every_arm_is_measured_at_every_budget(entry_point, tmp_path, capsys):
+    entry_point("eval", tmp_path, *TINY, "benchmark=grid_attention", "benchmark.r=[0.3,0.7]", "benchmark.images=2")
+    with (tmp_path / "grid_attention.csv").open() as file:
+        rows = {(row["arm"], row["r"]): row for row in csv.DictReader(file)}
+    assert [arm for arm, r in rows if r == "0.3"] == list(ARMS)
+    assert [arm for arm, r in rows if r == "0.7"] == [arm for arm in ARMS if arm != "checkerboard"]
+    for row in rows.values():
+        assert float(row["error"]) > 0
+        assert 0 < float(row["search"]) < 0.5
+    reference = rows["ward", "0.3"]
+    assert (reference["of_ward"], reference["deviation"]) == ("1.0", "0.0")
+    assert float(rows["not proportional", "0.3"]["of_ward"]) > 1.5
+    assert float(rows["not proportional", "0.3"]["deviation"]) > 0
+    printed = capsys.readouterr().out
+    assert f"{float(reference['error']):.3f} (1.00x)" in printed
+    assert "images 2, pixels 40x40" in " ".join(printed.split())
+
+
+def test_a_layer_is_given_what_the_model_gives_it_without_prefix():
+    model, image = build("registers"), images(1)
+    found = list(layers(model, image))
+    assert len(found) == len(model.blocks)
+    x_1NC = model._pos_embed(model.patch_embed(image))
+    for layer, block in zip(found, model.blocks, strict=True):
+        given_1NC = block.norm1(x_1NC)[:, model.num_prefix_tokens :]
+        torch.testing.assert_close(layer.x_1NC, given_1NC)
+        torch.testing.assert_close(layer.y_1NC, block.attn(given_1NC))
+        _, key, _ = block.attn.qkv(given_1NC).unflatten(2, (3, 3, 16)).unbind(2)
+        torch.testing.assert_close(layer.key_1ND, key.mean(2))
+        x_1NC = block(x_1NC)
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_nothing_merged_is_no_error(name):
+    layer = layer_of(noise())
+    assert error(ARMS[name], layer, ARMS[name].method.match(layer.given(ARMS[name]), GRID), 0) < 1e-12
+
+
+def test_copies_are_neutral_with_proportional_attention_alone():
+    """With half of the tokens merged, so that some stand for more than others."""
+    errors = {arm: found for arm, _, found in layer_errors(layer_of(copies()), GRID, [0.5])}
+    assert {arm for arm, found in errors.items() if found < 1e-12} == {
+        name for name, arm in ARMS.items() if arm.method.prop_attn
+    }
+    assert errors["not proportional"] > 0.05
+    assert errors["tomesd"] > 0.05
+
+
+class Same(nn.Module):
+    """Gives what it is given."""
+
+    def forward(self, x: torch.Tensor, attn_mask: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_the_error_is_relative_to_how_far_the_output_lies_from_its_mean():
+    x_1NC = noise()
+    method = Ward()
+    match = method.match(x_1NC, GRID)
+    plan = assign(match, TOKENS, 20)
+    expected = (plan.restore(plan.merge(x_1NC)) - x_1NC).norm() / (x_1NC - x_1NC.mean(1)).norm()
+    shifted = Layer(Same(), x_1NC, x_1NC, x_1NC)
+    assert error(ARMS["ward"], shifted, match, 20) == pytest.approx(float(expected))
+
+
+def test_every_window_loses_as_many_tokens():
+    grid = Grid(window=4)
+    x_1NC = noise() * torch.linspace(0.1, 1, TOKENS, dtype=torch.float64)[:, None]  # Lower rows are farther apart.
+    even, free = (assign(each(grid=grid).match(x_1NC, GRID), TOKENS, 16).source_BR[0] for each in (EvenWard, Ward))
+    lost = [[int(((s // 8 // 4 == i) & (s % 8 // 4 == j)).sum()) for i in (0, 1) for j in (0, 1)] for s in (even, free)]
+    assert lost[0] == [4, 4, 4, 4]
+    assert lost[1] != [4, 4, 4, 4]
+
+
+def test_a_checkerboard_has_a_target_beside_every_source():
+    x_1NC = noise()
+    match = CheckerboardWard().match(x_1NC, GRID)
+    targets = [place for place in range(TOKENS) if (place // 8 + place % 8) % 2 == 0]
+    assert sorted({*targets, *match.source_S.tolist()}) == list(range(TOKENS))
+    assert len(match.source_S) == TOKENS // 2
+    distance_NN = torch.cdist(x_1NC[0], x_1NC[0])
+    nearest = [targets[distance_NN[source, targets].argmin()] for source in match.source_S]
+    assert match.nearest_BS[0].tolist() == nearest
+
+
+def test_spread_ever_less_is_whole():
+    x_1NC = noise()
+    match = Ward(grid=Grid(window=0)).match(x_1NC, GRID)
+    plan = assign(match, TOKENS, 30)
+    cold, warm = (spread(plan, match, x_1NC, temperature) for temperature in (1e-6, 0.3))
+    for name, given in (("merge", x_1NC), ("restore", x_1NC[:, :34])):
+        torch.testing.assert_close(getattr(cold, name)(given), getattr(plan, name)(given))
+        assert not torch.allclose(getattr(warm, name)(given), getattr(plan, name)(given))
+    torch.testing.assert_close(cold.bias_B1K(), plan.bias_B1K())
+    assert warm.bias_B1K().exp().sum() == pytest.approx(TOKENS)
+
+
+def test_what_a_grid_cannot_lose_is_an_error():
+    x_1NC = noise()[:, :49]
+    with pytest.raises(MameLabError, match=r"benchmark.r=0.75 is too large for a grid of 7 x 7, where 33 of 49"):
+        list(layer_errors(layer_of(x_1NC), (7, 7), [0.75]))
+
+
+def test_other_models_are_refused(tmp_path):
+    with pytest.raises(MameLabError, match=r"benchmark=grid_attention looks at .* the model is a Eva"):
+        grid_attention.run(GridAttention(), build("eva02"), None, None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [({"r": [0.8]}, r"benchmark.r=\[0.8\]"), ({"r": []}, r"benchmark.r=\[\]"), ({"images": 1}, "benchmark.images=1")],
+)
+def test_settings_that_are_wrong(settings, named):
+    with pytest.raises(MameLabError, match=named):
+        GridAttention(**settings)
