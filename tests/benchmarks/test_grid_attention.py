@@ -1,6 +1,7 @@
 """Attention between merging and restoring: what is measured, by arms that say what they do."""
 
 import csv
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -47,6 +48,7 @@ def test_every_arm_is_measured_at_every_budget(entry_point, tmp_path, capsys):
     for row in rows.values():
         assert float(row["error"]) > 0
         assert 0 < float(row["search"]) < 0.5
+    assert float(rows["on keys", "0.3"]["search"]) < float(rows["ward", "0.3"]["search"])
     reference = rows["ward", "0.3"]
     assert (reference["of_ward"], reference["deviation"]) == ("1.0", "0.0")
     assert float(rows["not proportional", "0.3"]["of_ward"]) > 1.5
@@ -68,6 +70,19 @@ def test_a_layer_is_given_what_the_model_gives_it_without_prefix():
         _, key, _ = block.attn.qkv(given_1NC).unflatten(2, (3, 3, 16)).unbind(2)
         torch.testing.assert_close(layer.key_1ND, key.mean(2))
         x_1NC = block(x_1NC)
+
+
+@torch.inference_mode()
+def test_a_row_is_a_mean_over_layers_and_images():
+    model, x = build("vit"), images(3)
+    ward, cosine = [], []  # one of each image
+    for image in x.split(1):
+        errors = [each for layer in layers(model, image) for each in layer_errors(layer, GRID, [0.5])]
+        ward.append(mean(found for arm, _, found in errors if arm == "ward"))
+        cosine.append(mean(found for arm, _, found in errors if arm == "cosine"))
+    ratios = [c / w for c, w in zip(cosine, ward, strict=True)]
+    rows = {row.arm: row for row in grid_attention.rows(GridAttention(r=[0.5]), model, x)}
+    assert rows["cosine"][2:5] == pytest.approx((mean(cosine), mean(ratios), stdev(ratios)))
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -103,13 +118,14 @@ def test_the_error_is_relative_to_how_far_the_output_lies_from_its_mean():
     assert error(ARMS["ward"], shifted, match, 20) == pytest.approx(float(expected))
 
 
-def test_every_window_loses_as_many_tokens():
-    grid = Grid(window=4)
+def test_every_window_loses_its_nearest_sources_and_as_many_of_them():
     x_1NC = noise() * torch.linspace(0.1, 1, TOKENS, dtype=torch.float64)[:, None]  # Lower rows are farther apart.
-    even, free = (assign(each(grid=grid).match(x_1NC, GRID), TOKENS, 16).source_BR[0] for each in (EvenWard, Ward))
-    lost = [[int(((s // 8 // 4 == i) & (s % 8 // 4 == j)).sum()) for i in (0, 1) for j in (0, 1)] for s in (even, free)]
-    assert lost[0] == [4, 4, 4, 4]
-    assert lost[1] != [4, 4, 4, 4]
+    match = Ward(grid=Grid(window=4)).match(x_1NC, GRID)
+    ranked = match.source_S[match.score_BS[0].argsort(descending=True)].tolist()
+    window = lambda place: (place // 8 // 4, place % 8 // 4)  # noqa: E731
+    nearest = {place for k in range(4) for place in [each for each in ranked if window(each) == divmod(k, 2)][:4]}
+    even = assign(EvenWard(grid=Grid(window=4)).match(x_1NC, GRID), TOKENS, 16).source_BR[0].tolist()
+    assert set(even) == nearest != set(ranked[:16])
 
 
 def test_a_checkerboard_has_a_target_beside_every_source():
