@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
     Attributes:
         arm: `ward` as it merges in U-Nets, what differs from it, or ToMe for Stable Diffusion.
-        r: share of the tokens that leave.
+        r: share of the tokens that are removed.
         error: distance of the restored output from the unmerged one, over the distance of that from its mean over the
             tokens; mean over layers and images.
         of_ward: the error of an image over that of `ward`, mean over images.
@@ -138,30 +138,30 @@ def layers(model: VisionTransformer, image_13HW: Tensor) -> Iterator[Layer]:
 
 
 def layer_errors(layer: Layer, grid: tuple[int, int], budgets: list[float]) -> Iterator[tuple[str, float, float]]:
-    """Arm, budget and error, at all budgets for which an arm has the sources.
+    """Arm, budget and error, at all budgets for which an arm has enough sources.
 
     Raises:
-        MameLabError: cells of 2 x 2 have not.
+        MameLabError: `ward` has not.
     """
     tokens = layer.x_1NC.shape[1]
     for name, arm in ARMS.items():
         match = arm.method.match(layer.given(arm), grid)
         sources = len(match.source_S)
         for r in budgets:
-            leave = Schedule((r,)).leaving(0, tokens, tokens) or 0
-            if leave <= sources:
-                yield name, r, error(arm, layer, match, leave)
+            removed = Schedule((r,)).leaving(0, tokens, tokens) or 0
+            if removed <= sources:
+                yield name, r, error(arm, layer, match, removed)
             elif name == REFERENCE:
                 raise MameLabError(
                     f"benchmark.r={r} is too large for a grid of {grid[0]} x {grid[1]}, where {sources} of {tokens} "
-                    f"tokens can leave: give less, or a model.img_size of an even number of patches"
+                    f"tokens can be removed: give less, or a model.img_size of an even number of patches"
                 )
 
 
-def error(arm: Arm, layer: Layer, match: Match, leave: int) -> float:
-    """How far the output of a layer moves where so many tokens leave; see `Row`."""
+def error(arm: Arm, layer: Layer, match: Match, removed: int) -> float:
+    """How far the output of a layer moves where so many tokens are removed; see `Row`."""
     x_1NC, y_1NC = layer.x_1NC, layer.y_1NC
-    plan = assign(match, x_1NC.shape[1], leave)
+    plan = assign(match, x_1NC.shape[1], removed)
     if arm.temperature is not None:
         plan = spread(plan, match, x_1NC, arm.temperature)
     x_1KC = plan.merge(x_1NC)

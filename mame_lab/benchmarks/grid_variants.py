@@ -21,7 +21,7 @@ from mame_lab.merging.windows import part
 
 @dataclass
 class EvenWard(Ward):
-    """Every window loses as many tokens as any other: no choice over the whole grid."""
+    """As many tokens are removed in every window: no choice over the whole grid."""
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         match = super().match(x_BNC, grid)
@@ -59,7 +59,14 @@ class Spread(NamedTuple):
 
 
 def spread(plan: Assignment, match: Match, x_1NC: Tensor, temperature: float) -> Spread:
-    """The step in which the same tokens leave, each spread over all targets by a softmax of Ward's similarity."""
+    """A step that removes the same tokens as `plan`: each is spread over all targets by a softmax of the similarity.
+
+    Args:
+        plan: a step of one sample.
+        match: what it was made from.
+        x_1NC: the tokens.
+        temperature: of the softmax; Ward's similarity is at most 1.
+    """
     tokens = x_1NC.shape[1]
     is_target_N = torch.ones(tokens, dtype=torch.bool, device=x_1NC.device).index_fill(0, match.source_S, False)
     target_T, stays_K = _places(is_target_N), plan.index_BK[0]
@@ -95,11 +102,11 @@ ARMS = {
     "windows of 8": Arm(Ward(grid=Grid(window=8))),
     "no windows": Arm(Ward(grid=Grid(window=0))),
     "evenly in each window": Arm(EvenWard()),
-    "checkerboard": Arm(CheckerboardWard()),
+    "checkerboard, no windows": Arm(CheckerboardWard()),
     "cosine": Arm(MaMe()),
     "on keys": Arm(Ward(), on_keys=True),
     "half of the norm back": Arm(Ward(), keep_norm=0.5),
-    "spread": Arm(Ward(), temperature=0.01),
+    "spread, no windows": Arm(Ward(grid=Grid(window=0)), temperature=0.01),
 }
 
 

@@ -187,7 +187,7 @@ class GridAttention(Benchmark):
     """What merging on a grid, as in a U-Net, does to the attention of a ViT: one choice after the other.
 
     Args:
-        r: shares of the patch tokens that leave, up to 3/4.
+        r: shares of the patch tokens that are removed, up to 3/4.
         images: test images.
     """
 

@@ -44,7 +44,7 @@ def test_every_arm_is_measured_at_every_budget(entry_point, tmp_path, capsys):
     with (tmp_path / "grid_attention.csv").open() as file:
         rows = {(row["arm"], row["r"]): row for row in csv.DictReader(file)}
     assert [arm for arm, r in rows if r == "0.3"] == list(ARMS)
-    assert [arm for arm, r in rows if r == "0.7"] == [arm for arm in ARMS if arm != "checkerboard"]
+    assert [arm for arm, r in rows if r == "0.7"] == [arm for arm in ARMS if not arm.startswith("checkerboard")]
     for row in rows.values():
         assert float(row["error"]) > 0
         assert 0 < float(row["search"]) < 0.5
@@ -118,7 +118,7 @@ def test_the_error_is_relative_to_how_far_the_output_lies_from_its_mean():
     assert error(ARMS["ward"], shifted, match, 20) == pytest.approx(float(expected))
 
 
-def test_every_window_loses_its_nearest_sources_and_as_many_of_them():
+def test_in_every_window_the_nearest_sources_are_removed_and_as_many_of_them():
     x_1NC = noise() * torch.linspace(0.1, 1, TOKENS, dtype=torch.float64)[:, None]  # Lower rows are farther apart.
     match = Ward(grid=Grid(window=4)).match(x_1NC, GRID)
     ranked = match.source_S[match.score_BS[0].argsort(descending=True)].tolist()
@@ -151,7 +151,7 @@ def test_spread_ever_less_is_whole():
     assert warm.bias_B1K().exp().sum() == pytest.approx(TOKENS)
 
 
-def test_what_a_grid_cannot_lose_is_an_error():
+def test_more_than_the_sources_of_a_grid_is_an_error():
     x_1NC = noise()[:, :49]
     with pytest.raises(MameLabError, match=r"benchmark.r=0.75 is too large for a grid of 7 x 7, where 33 of 49"):
         list(layer_errors(layer_of(x_1NC), (7, 7), [0.75]))
