@@ -96,6 +96,7 @@ def test_r_on_the_command_line_is_r_in_the_library():
     ("override", "line"),
     [
         ("mame.tua=0.9", "mame.tua: Key 'tua' not in 'Ward' (did you mean tau?)"),
+        ("mame.grid.windows=8", "mame.grid.windows: Key 'windows' not in 'Grid' (did you mean window?)"),
         ("mame.flops=high", "mame.flops: Value 'high' of type 'str' could not be converted to Float"),
         (
             "trainer.max_epoch=3",
