@@ -48,7 +48,12 @@ class PairedHits:
     @property
     def difference(self) -> float:
         """Merged minus unmerged."""
-        return (self.gained - self.lost) / self.total
+        return -self.net_loss / self.total
+
+    @property
+    def net_loss(self) -> int:
+        """By how many fewer samples merged hits."""
+        return self.lost - self.gained
 
     @property
     def p(self) -> float:
