@@ -56,7 +56,7 @@ class Point(NamedTuple):
 
 def run(settings: Frontier, model: nn.Module, data: ImageData, trainer: Trainer, folder: Path) -> None:
     """Measure all arms; write frontier.csv point by point, then a table and a plot of each measure."""
-    found = []
+    found, count = [], len(_asked(settings))
     with (folder / "frontier.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Point._fields)
@@ -64,7 +64,7 @@ def run(settings: Frontier, model: nn.Module, data: ImageData, trainer: Trainer,
             found.append(point)
             writer.writerow(point)
             file.flush()
-            print(escape(_line(point)))
+            print(escape(f"{len(found)}/{count} {_line(point)}"))
     for measure in MEASURES:
         if any(getattr(point, measure.value) is not None for point in found):
             figure(found, measure).savefig(folder / f"frontier_{measure.name}.png", dpi=150)
@@ -79,16 +79,21 @@ def points(settings: Frontier, model: nn.Module, data: ImageData, trainer: Train
     with trainer.precision_plugin.forward_context():
         losses = Losses(model.to(device).eval(), images.to(device), settings.batch_size)
         _fit_head(losses, label_N, settings, data)
-        for asked in settings.costs:
-            reference = None
-            for arm in dict.fromkeys((REFERENCE, *settings.arms)):
-                try:
-                    setting, loss = _measure(losses, arm, asked, calibration)
-                except MameLabError as error:
-                    yield Point(arm, asked, reason=str(error))
-                    continue
-                reference = loss if arm == REFERENCE else reference
-                yield _point(arm, asked, setting, loss, reference)
+        references: dict[float, Loss] = {}
+        for asked, arm in _asked(settings):
+            try:
+                setting, loss = _measure(losses, arm, asked, calibration)
+            except MameLabError as error:
+                yield Point(arm, asked, reason=str(error))
+                continue
+            if arm == REFERENCE:
+                references[asked] = loss
+            yield _point(arm, asked, setting, loss, references.get(asked))
+
+
+def _asked(settings: Frontier) -> list[tuple[float, str]]:
+    """Costs and arms in the order in which they are measured."""
+    return [(asked, arm) for asked in settings.costs for arm in dict.fromkeys((REFERENCE, *settings.arms))]
 
 
 def _fit_head(losses: Losses, label_N: Tensor, settings: Frontier, data: ImageData) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich import box
 from rich.table import Table
 
@@ -52,7 +53,7 @@ MEASURES = (
 def table(found: Sequence[Point], measure: Measure) -> Table:
     """A row for each arm, a column for each cost."""
     rows = Table(
-        title=f"{measure.label}, and what is lost over what {REFERENCE} loses",
+        title=f"{measure.label}, and times the loss of {REFERENCE}",
         caption=_caption(found, measure),
         caption_justify="left",
         box=box.HORIZONTALS,
@@ -93,15 +94,20 @@ def _unmerged(found: Sequence[Point]) -> float:
 
 def figure(found: Sequence[Point], measure: Measure) -> Figure:
     """The measure against cost: a line for each arm, its colour says the method, its dashes and marker the schedule."""
-    plot = Figure(figsize=(8, 5), layout="constrained")
-    axes = plot.subplots()
     lines = {arm: _line(found, arm, measure) for arm in _arms(found)}
+    plot = Figure(figsize=(8, max(5, 0.5 + 0.22 * len(lines))), layout="constrained")
+    axes = plot.subplots()
     for arm in sorted(filter(lines.get, lines), key=lambda arm: -lines[arm][0][1]):  # As they lie at the lowest cost.
         axes.plot(*zip(*lines[arm], strict=True), label=arm, **_style(arm, _arms(found)))
     if measure.percent:
         axes.axhline(100 * _unmerged(found), color="black", linewidth=0.8, linestyle=(0, (1, 3)), label="unmerged")
-    axes.set(xlabel="share of the multiply-adds", ylabel=f"{measure.label}, %" if measure.percent else measure.label)
-    axes.set_yscale("linear" if measure.percent else "log")
+    else:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("cost: share of the unmerged model's multiply-adds")
+    axes.set_ylabel(f"{measure.label}, %" if measure.percent else measure.label)
     axes.grid(alpha=0.3, which="both")
     plot.legend(loc="outside right upper", frameon=False, handlelength=3.5)
     return plot

@@ -68,7 +68,7 @@ def test_arms_are_compared_at_equal_cost(entry_point, tmp_path, capsys):
     printed = " ".join(capsys.readouterr().out.split())
     for measure in MEASURES:
         assert (tmp_path / f"frontier_{measure.name}.png").stat().st_size > 10_000
-        assert f"{measure.label}, and what is lost" in printed
+        assert f"{measure.label}, and times the loss of" in printed
 
 
 def test_it_measures_on_test_images_and_solves_on_validation_images(monkeypatch):
