@@ -98,12 +98,14 @@ def test_without_labelled_training_images_top1_is_left_out(train, capsys):
 def test_what_is_measured_is_kept_when_a_run_is_killed(monkeypatch, tmp_path):
     def points(*_):
         yield Point(REFERENCE, 0.5, 0.5, 0.1, 1.0, 0.2, 1.0)
+        kept.extend(read(tmp_path))
         raise KeyboardInterrupt
 
+    kept = []
     monkeypatch.setattr(frontier, "points", points)
     with pytest.raises(KeyboardInterrupt):
         frontier.run(Frontier(), None, None, None, tmp_path)
-    (row,) = read(tmp_path)
+    (row,) = kept
     assert (row["arm"], row["feature_error"], row["top1"]) == (REFERENCE, "0.1", "")
 
 
