@@ -52,11 +52,11 @@ class Fidelity(Metric):
         unmerged_feature_BC: Tensor,
     ) -> None:
         """One batch of both models on the same samples; logits are None where there is no classifier."""
-        self.shift_B.append((_wide(merged_feature_BC) - _wide(unmerged_feature_BC)).norm(dim=1))
+        self.shift_B.append((wide(merged_feature_BC) - wide(unmerged_feature_BC)).norm(dim=1))
         self.unmerged_BC.append(unmerged_feature_BC.detach())
         if merged_logits_BK is None or unmerged_logits_BK is None:
             return
-        merged_BK, unmerged_BK = (_wide(x).log_softmax(dim=1) for x in (merged_logits_BK, unmerged_logits_BK))
+        merged_BK, unmerged_BK = (wide(x).log_softmax(dim=1) for x in (merged_logits_BK, unmerged_logits_BK))
         self.kl_B.append(F.kl_div(merged_BK, unmerged_BK, reduction="none", log_target=True).sum(dim=1))
         self.agrees_B.append(merged_logits_BK.argmax(dim=1) == unmerged_logits_BK.argmax(dim=1))
 
@@ -70,7 +70,7 @@ class Fidelity(Metric):
         return Distance((int(agrees_B.sum()), len(agrees_B)), _gathered(self.kl_B).mean().item(), feature_error)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """float64, which Apple's GPUs lack."""
     return x.detach().to(torch.float32 if x.device.type == "mps" else torch.float64)
 

@@ -107,9 +107,11 @@ def save(method: Method, folder: Path, name: str = "solved") -> Path:
 
 def gflops(model: nn.Module, images: Tensor) -> float:
     """`speed.gflops` of the whole model; of one image where they do not matter."""
-    from mame_lab import speed
+    from mame_lab import costs, speed
 
     together = depends_on_batch(model)
+    if adapts(model) and not together and len(images) > costs.COUNTED:
+        return costs.adaptive_gflops(model, images)
     return speed.gflops(model, images if adapts(model) else images[:1], together)[""]
 
 

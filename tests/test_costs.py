@@ -30,6 +30,16 @@ def test_costs_are_those_that_are_counted(family, method):
     assert found.share(leaving_DB).mean().item() == pytest.approx(counted / speed.gflops(model, x)[""], rel=0.01)
 
 
+@pytest.mark.parametrize(("family", "method"), [("siglip", METHODS[0]), ("hf_vit", METHODS[1])], ids=str)
+def test_the_costs_of_many_images_follow_from_their_tokens(family, method, monkeypatch):
+    model, x = apply(build(family).float(), method), inputs(family, 10).float()
+    counted = speed.gflops(model, x)[""]
+    alone, seen = speed.gflops, []
+    monkeypatch.setattr(speed, "gflops", lambda model, x: seen.append(len(x)) or alone(model, x))
+    assert costs.adaptive_gflops(model, x) == pytest.approx(counted, rel=2e-4)
+    assert seen == [1] * costs.COUNTED
+
+
 def test_costs_are_differentiable_and_fall_with_every_token_that_leaves():
     found = costs.count(build("vit"), Ward(tau=0.8), inputs("vit", 1))
     found = costs.Costs(

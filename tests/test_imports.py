@@ -40,7 +40,7 @@ ARROWS = {
     "compilation": [],
     "costs": ["merging", "models", "speed"],
     "learning": ["checkpoint", "config", "costs", "data", "merging", "models", "targets", "tasks"],
-    "targets": ["data", "merging", "models", "speed"],
+    "targets": ["costs", "data", "merging", "models", "speed"],
     "benchmarks": ["comparison", "compilation", "data", "fidelity", "merging", "models", "results", "speed", "targets"],
     "config": [
         "benchmarks",

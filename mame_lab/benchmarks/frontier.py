@@ -1,4 +1,4 @@
-"""What merging costs in fidelity at equal multiply-adds, method by method."""
+"""What merging loses at equal multiply-adds, method by method."""
 
 from __future__ import annotations
 
@@ -7,116 +7,134 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from lightning.pytorch import Trainer
-from matplotlib.figure import Figure
-from rich import box, print
-from rich.table import Table
+from rich import print
+from rich.markup import escape
 from torch import Tensor, nn
 
-from mame_lab.benchmarks.settings import ARMED, Frontier
-from mame_lab.comparison import captured_input
+from mame_lab.benchmarks.arms import REFERENCE, method_of
+from mame_lab.benchmarks.equal_cost import solve_for
+from mame_lab.benchmarks.frontier_charts import MEASURES, figure, table
+from mame_lab.benchmarks.losses import Loss, Losses
+from mame_lab.benchmarks.settings import Frontier
 from mame_lab.data.datamodule import ImageData
-from mame_lab.fidelity import Fidelity
-from mame_lab.merging import Method, ToMe
-from mame_lab.models import apply, family_of, twin
-from mame_lab.targets import gflops, solve
-
-REFERENCE = "tome:constant"
+from mame_lab.errors import MameLabError
 
 
 class Point(NamedTuple):
-    """One method at one cost.
+    """One arm at one cost; None: not measured.
 
     Attributes:
-        arm: the method and its schedule.
+        arm: see `arms.method_of`.
+        asked: the cost that it was solved to, a share of the unmerged model's multiply-adds.
+        cost, feature_error, token_error: see `losses.Loss`.
+        feature_ratio, token_ratio: the error over that of `arms.REFERENCE`.
+        top1, top1_unmerged: share of the images that the linear head hits on merged and on unmerged features.
+        top1_change, top1_low, top1_high, top1_p: merged minus unmerged, its interval and test; see `PairedHits`.
+        top1_ratio: the share that merging loses over that of `arms.REFERENCE`; None where that loses none.
         setting: the method in full.
-        cost: share of the unmerged model's multiply-adds, mean over the images.
-        error: the feature error of `fidelity.Fidelity`.
-        of_tome: the error over that of ToMe.
+        reason: why nothing was measured.
     """
 
     arm: str
-    setting: str
-    cost: float
-    error: float
-    of_tome: float
+    asked: float
+    cost: float | None = None
+    feature_error: float | None = None
+    feature_ratio: float | None = None
+    token_error: float | None = None
+    token_ratio: float | None = None
+    top1: float | None = None
+    top1_unmerged: float | None = None
+    top1_change: float | None = None
+    top1_low: float | None = None
+    top1_high: float | None = None
+    top1_p: float | None = None
+    top1_ratio: float | None = None
+    setting: str = ""
+    reason: str = ""
 
 
 def run(settings: Frontier, model: nn.Module, data: ImageData, trainer: Trainer, folder: Path) -> None:
-    """Measure all arms; print the table, write frontier.csv and frontier.png."""
-    found = []
-    for point in points(settings, model, data, trainer):
-        found.append(point)
-        print(f"{point.arm:>16}  cost {point.cost:.3f}  error {point.error:.4f}  {point.setting}")
+    """Measure all arms; write frontier.csv point by point, then a table and a plot of each measure."""
+    found, count = [], len(_asked(settings))
     with (folder / "frontier.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerows([Point._fields, *found])
-    figure(found).savefig(folder / "frontier.png", dpi=150)
-    print(table(found))
+        writer.writerow(Point._fields)
+        for point in points(settings, model, data, trainer):
+            found.append(point)
+            writer.writerow(point)
+            file.flush()
+            print(escape(f"{len(found)}/{count} {_line(point)}"))
+    for measure in MEASURES:
+        if any(getattr(point, measure.value) is not None for point in found):
+            figure(found, measure).savefig(folder / f"frontier_{measure.name}.png", dpi=150)
+            print(table(found, measure))
 
 
 def points(settings: Frontier, model: nn.Module, data: ImageData, trainer: Trainer) -> Iterator[Point]:
-    """All arms at the cost of the first of ToMe's settings, then at that of the next."""
+    """All arms at the first cost, the reference in front, then at the next."""
     device = trainer.strategy.root_device
-    images = data.sample(settings.images)[0].to(device)
+    images, label_N = data.sample(min(settings.images, len(data.splits.test)))
     calibration = data.sample(settings.calibration_images, "val")[0].to(device)
     with trainer.precision_plugin.forward_context():
-        measure = Measure(model.to(device).eval(), images, settings.batch_size)
-        for r, blocks in zip(settings.tome_r, settings.tome_blocks, strict=True):
-            reference = ToMe(r=r, blocks=blocks)
-            cost, tome_error = measure(reference)
-            yield Point(REFERENCE, str(reference), cost, tome_error, 1.0)
-            for arm in settings.arms:
-                name, schedule = arm.split(":")
-                target = ARMED[name](flops=cost, schedule=schedule)
-                method = solve(model, target, images if schedule == "adaptive" else calibration)
-                arm_cost, error = measure(method)
-                yield Point(arm, str(method), arm_cost, error, error / tome_error)
+        losses = Losses(model.to(device).eval(), images.to(device), settings.batch_size)
+        _fit_head(losses, label_N, settings, data)
+        references: dict[float, Loss] = {}
+        for asked, arm in _asked(settings):
+            try:
+                setting, loss = _measure(losses, arm, asked, calibration)
+            except MameLabError as error:
+                yield Point(arm, asked, reason=str(error))
+                continue
+            if arm == REFERENCE:
+                references[asked] = loss
+            yield _point(arm, asked, setting, loss, references.get(asked))
 
 
-class Measure:
-    """Cost and feature error of a method on some images, against the model unmerged."""
-
-    def __init__(self, model: nn.Module, images: Tensor, batch_size: int) -> None:
-        self.model, self.images, self.batches = model, images, images.split(batch_size)
-        self.unmerged_features = self._features(model)
-        self.unmerged_gflops = gflops(model, images)
-
-    def __call__(self, method: Method) -> tuple[float, float]:
-        merged = apply(twin(self.model), method)
-        fidelity = Fidelity()
-        fidelity.update(None, None, self._features(merged), self.unmerged_features)
-        return gflops(merged, self.images) / self.unmerged_gflops, fidelity.compute().feature_error
-
-    def _features(self, model: nn.Module) -> Tensor:
-        with torch.inference_mode(), captured_input(family_of(model).classifier(model)) as features:
-            for batch in self.batches:
-                model(batch)
-        return torch.cat(features)
+def _asked(settings: Frontier) -> list[tuple[float, str]]:
+    """Costs and arms in the order in which they are measured."""
+    return [(asked, arm) for asked in settings.costs for arm in dict.fromkeys((REFERENCE, *settings.arms))]
 
 
-def table(found: list[Point]) -> Table:
-    """A row for each arm, a column for each cost."""
-    costs = [point.cost for point in found if point.arm == REFERENCE]
-    title = "Feature error at equal cost, and its ratio to ToMe's"
-    rows = Table(title=title, box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("", *(f"cost {cost:.3f}" for cost in costs)):
-        rows.add_column(header, no_wrap=True)
-    for arm in dict.fromkeys(point.arm for point in found):
-        rows.add_row(arm, *(f"{p.error:.4f} {p.of_tome:.2f}x" for p in found if p.arm == arm))
-    return rows
+def _fit_head(losses: Losses, label_N: Tensor, settings: Frontier, data: ImageData) -> None:
+    """Prepare top-1 where there are labelled training images; else say that it is left out."""
+    train = data.splits.train
+    if train is not None:
+        images, label_M = data.sample(min(settings.training_images, len(train)), "train")
+        if len(label_M.unique()) > 1:
+            return losses.fit_head(label_N, images, label_M)
+    print(f"Top-1 is left out: dataset={data.dataset.name} has no training images of two classes or more.")
+    return None
 
 
-def figure(found: list[Point]) -> Figure:
-    """Error against cost, one line for each arm; nearer to the lower left corner is better."""
-    plot = Figure(figsize=(7, 5), layout="constrained")
-    axes = plot.subplots()
-    for arm in dict.fromkeys(point.arm for point in found):
-        line = sorted((point.cost, point.error) for point in found if point.arm == arm)
-        style = {"color": "black", "linewidth": 2.5} if arm == REFERENCE else {}
-        axes.plot(*zip(*line, strict=True), marker="o", label=arm, **style)
-    axes.set(yscale="log", xlabel="share of the multiply-adds", ylabel="feature error")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False)
-    return plot
+def _measure(losses: Losses, arm: str, asked: float, calibration: Tensor) -> tuple[str, Loss]:
+    """The arm's method at this cost, in full, and what it loses."""
+    method = solve_for(losses, method_of(arm, asked), calibration)
+    return str(method), losses(method)
+
+
+def _point(arm: str, asked: float, setting: str, loss: Loss, reference: Loss | None) -> Point:
+    feature_ratio, token_ratio, top1_ratio = loss.ratios(reference)
+    point = Point(
+        arm, asked, loss.cost, loss.feature_error, feature_ratio, loss.token_error, token_ratio, setting=setting
+    )
+    if loss.top1 is None:
+        return point
+    low, high = loss.top1.interval
+    return point._replace(
+        top1=loss.top1.merged,
+        top1_unmerged=loss.top1.unmerged,
+        top1_change=loss.top1.difference,
+        top1_low=low,
+        top1_high=high,
+        top1_p=loss.top1.p,
+        top1_ratio=top1_ratio,
+    )
+
+
+def _line(point: Point) -> str:
+    if point.cost is None:
+        return f"{point.arm} at cost {point.asked} is not measured: {point.reason}"
+    top1 = "" if point.top1 is None else f", top-1 {100 * point.top1:.1f} %"
+    errors = f"error of feature {point.feature_error:.4f}, of tokens {point.token_error:.4f}{top1}"
+    return f"{point.arm} at cost {point.cost:.3f}: {errors}"

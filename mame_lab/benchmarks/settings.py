@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mame_lab.benchmarks.variants import VARIANTS
+from mame_lab.benchmarks.arms import ARMS, method_of
 from mame_lab.errors import MameLabError
 from mame_lab.merging import METHODS, Method
 from mame_lab.merging.grid import Grid
@@ -17,18 +17,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mame_lab.data.datamodule import ImageData
-
-ARMED = METHODS | VARIANTS
-ARMS = (
-    "ward:adaptive",
-    "ward:calibrated",
-    "ward:rising",
-    "ward:constant",
-    "paper:adaptive",
-    "paper:constant",
-    "tome:rising",
-    "drop:constant",
-)
 
 
 @dataclass
@@ -56,36 +44,39 @@ class Benchmark(ABC):
 
 @dataclass
 class Frontier(Benchmark):
-    """Feature error against cost: every arm is brought to the cost that ToMe has at some settings.
+    """What merging loses at equal cost, every arm beside `tome:constant`, by three measures.
+
+    They are the error of the pooled feature, that of the patch tokens restored to the full grid, and, where there are
+    labelled training images, top-1 of a linear head on the features; see `losses`.
 
     Args:
-        tome_r, tome_blocks: ToMe's settings: tokens that leave in a block, and the first blocks in which they do.
-        arms: METHOD:SCHEDULE, a method or one of `variants.VARIANTS`. An adaptive threshold is solved on the images
-            that it is measured on, so that costs are equal; a calibrated list on validation images.
-        images: test images to measure error and cost on.
-        calibration_images: validation images to calibrate on.
+        costs: shares of the unmerged model's multiply-adds that every arm is solved to.
+        arms: see `arms.method_of`. An adaptive threshold is solved on the images that it is measured on, so that costs
+            are equal; every other schedule on validation images.
+        images: test images to measure on; all of them if there are fewer.
+        training_images: training images to fit the linear head on; all of them if there are fewer.
+        calibration_images: validation images to solve schedules on.
         batch_size: images in a batch.
     """
 
     name: str = "frontier"
-    tome_r: list[int] = field(default_factory=lambda: [8, 16, 24, 28])
-    tome_blocks: list[int] = field(default_factory=lambda: [12, 12, 8, 8])
+    costs: list[float] = field(default_factory=lambda: [0.80, 0.60, 0.45, 0.37])
     arms: list[str] = field(default_factory=lambda: list(ARMS))
-    images: int = 32
+    images: int = 64
+    training_images: int = 1000
     calibration_images: int = 16
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for arm in self.arms:
-            if arm.count(":") != 1 or arm.split(":")[0] not in ARMED:
-                raise MameLabError(
-                    f"benchmark.arms={arm} is not valid: write METHOD:SCHEDULE with a method of {', '.join(ARMED)}"
-                )
-        if len(self.tome_r) != len(self.tome_blocks):
+        for key in ("images", "training_images", "calibration_images", "batch_size"):
+            if getattr(self, key) < 1:
+                raise MameLabError(f"benchmark.{key}={getattr(self, key)} is not positive: give 1 or more")
+        if not self.costs or not all(0 < cost < 1 for cost in self.costs):
             raise MameLabError(
-                f"benchmark.tome_r={self.tome_r} and benchmark.tome_blocks={self.tome_blocks} differ in length: "
-                f"give both for each setting"
+                f"benchmark.costs={self.costs} is out of range: give shares of the multiply-adds, in (0, 1)"
             )
+        for arm in self.arms:
+            method_of(arm, self.costs[0])
 
     def run(self, model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> None:
         from mame_lab.benchmarks import frontier

@@ -10,6 +10,7 @@ from mame_lab.data.moving_digits import MovingDigits
 from mame_lab.data.natural import Natural
 from mame_lab.data.prompts import Prompts
 from mame_lab.data.shards import Shards
+from mame_lab.data.unlabelled import Unlabelled
 
 DATASETS: dict[str, type[ImageDataset | Prompts]] = {
     "digits": Digits,
@@ -17,6 +18,7 @@ DATASETS: dict[str, type[ImageDataset | Prompts]] = {
     "cifar10": Cifar10,
     "cifar100": Cifar100,
     "imagefolder": ImageFolder,
+    "unlabelled": Unlabelled,
     "imagenet": ImageNet,
     "shards": Shards,
     "moving_digits": MovingDigits,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
+CLASS_FOLDERS = "one folder per class, or train and val folders of that kind"
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,13 @@ class ImageFiles:
         return ImageFiles([self.files[i] for i in indices], self.classes)
 
 
-def dataset_root(root: str | None) -> Path:
-    """The folder that `dataset.root` names.
+def dataset_root(root: str | None, holding: str = CLASS_FOLDERS) -> Path:
+    """The folder that `dataset.root` names; `holding` says what it should hold.
 
     Raises:
         MameLabError: if it is not set or is not a folder.
     """
-    wanted = "set dataset.root to a folder that holds one folder per class, or train and val folders of that kind"
+    wanted = f"set dataset.root to a folder that holds {holding}"
     if root is None:
         raise MameLabError(f"dataset.root is not set: {wanted}")
     folder = Path(root).expanduser()
@@ -79,10 +80,16 @@ def list_images(folder: Path) -> ImageFiles:
 
 
 def _images_in(class_folder: Path) -> list[str]:
-    names = sorted(name for name in os.listdir(class_folder) if name.lower().endswith(EXTENSIONS) and name[0] != ".")
-    if not names:
+    paths = image_paths(class_folder)
+    if not paths:
         raise MameLabError(f"class folder {class_folder} holds no images: put some directly into it, or delete it")
-    return [os.path.join(class_folder, name) for name in names]
+    return paths
+
+
+def image_paths(folder: Path) -> list[str]:
+    """The images directly in `folder`, sorted by name, without hidden files."""
+    names = sorted(name for name in os.listdir(folder) if name.lower().endswith(EXTENSIONS) and name[0] != ".")
+    return [os.path.join(folder, name) for name in names]
 
 
 def fixed_splits(root: Path) -> Splits:
@@ -91,15 +98,25 @@ def fixed_splits(root: Path) -> Splits:
     Raises:
         MameLabError: where the class folders of one split are not those of another.
     """
-    val = list_images(root / "val")
-    train = list_images(root / "train") if (root / "train").is_dir() else None
-    test = list_images(root / "test") if (root / "test").is_dir() else val
-    for split, images in (("train", train), ("test", test)):
-        unshared = sorted(set(images.classes) ^ set(val.classes)) if images else []
+    found = list_splits(root, [name for name in ("val", "train", "test") if (root / name).is_dir()])
+    val = found["val"]
+    return Splits(found.get("train"), val, found.get("test", val), val.classes)
+
+
+def list_splits(root: Path, names: list[str]) -> dict[str, ImageFiles]:
+    """The images of these folders of `root`.
+
+    Raises:
+        MameLabError: where the class folders of one are not those of another.
+    """
+    found = {name: list_images(root / name) for name in names}
+    first, *others = names
+    for other in others:
+        unshared = sorted(set(found[other].classes) ^ set(found[first].classes))
         if unshared:
-            here, there = ("val", split) if unshared[0] in val.classes else (split, "val")
+            here, there = (first, other) if unshared[0] in found[first].classes else (other, first)
             raise MameLabError(
                 f"dataset.root={root}: class '{unshared[0]}' is in {here} but not in {there}: "
                 "give all splits the same class folders"
             )
-    return Splits(train, val, test, val.classes)
+    return found

@@ -55,6 +55,17 @@ def test_train_and_val_folders_are_taken_as_they_are(make_folder, extra):
     assert (len(splits.train), len(splits.val)) == (9, 3)
 
 
+def test_val_is_cut_from_train_where_there_is_only_test_beside_it(make_folder):
+    root = make_folder({"train/cat": 10, "train/dog": 5, "test/cat": 3, "test/dog": 1})
+    splits = ImageFolder(root=str(root)).splits()
+    assert Counter(label for _, label in splits.train.files) == {0: 8, 1: 4}
+    assert Counter(label for _, label in splits.val.files) == {0: 2, 1: 1}
+    assert len(set(files(splits.train)) | set(files(splits.val))) == 15
+    assert {Path(path).parents[1].name for path in files(splits.train) + files(splits.val)} == {"train"}
+    assert {Path(path).parents[1].name for path in files(splits.test)} == {"test"}
+    assert len(splits.test) == 4
+
+
 def test_a_class_may_be_called_train(make_folder):
     assert ImageFolder(root=str(make_folder({"train": 3, "plane": 3}))).splits().classes == ["plane", "train"]
 
@@ -84,7 +95,15 @@ REFUSED = {
         "class folder {root}/val/dog holds no images",
     ),
     "class folders too deep": ({"pets/cat": 2, "wild/cat": 2}, "class folder {root}/pets holds no images"),
-    "train without val": ({"train/cat": 2, "test/cat": 2}, "dataset.root={root} has no val"),
+    "train without val": ({"train/cat": 2}, "dataset.root={root} has no val"),
+    "train and test with other classes": (
+        {"train/cat": 2, "test/cat": 2, "test/dog": 2},
+        "dataset.root={root}: class 'dog' is in test but not in train",
+    ),
+    "one image of train to cut": (
+        {"train/cat": 2, "train/dog": 1, "test/cat": 2, "test/dog": 1},
+        "class folder {root}/train/dog holds 1 image",
+    ),
     "one class": ({"cat": 2}, "dataset.root={root} holds one class folder alone, cat"),
     "a class of val that train lacks": (
         {"train/cat": 1, "val/cat": 1, "val/dog": 1},

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from families import (
 from torch import nn
 
 import mame_lab
+from mame_lab.comparison import captured_input
 from mame_lab.merging import Drop, MaMe, Method, ToMe, Ward
 from mame_lab.models import family_of, unmerged_twin
 
@@ -246,6 +248,22 @@ def test_intermediates_of_copies_are_those_of_the_plain_model(family, method):
     restored = features(mame_lab.apply(model, method), x)
     for plain, merged in zip([expected[0], *expected[1]], [restored[0], *restored[1]], strict=True):
         torch.testing.assert_close(merged, plain, rtol=1e-11, atol=1e-11)
+
+
+@every({"off": Ward(r=0)} | ALL, ("off", *EVERYWHERE))
+@torch.no_grad()
+def test_one_pass_gives_the_feature_and_the_patch_tokens(family, method):
+    """The feature is what enters the head in `forward`, the tokens are those of the full grid without the prefix."""
+    model, x = mame_lab.apply(build(family), method), inputs(family)
+    torch.manual_seed(0)
+    feature_BC, patches_BNC = family_of(model).feature_and_patches(model, x)
+    with captured_input(family_of(model).classifier(model)) as captured:
+        forward(model, x)
+    torch.manual_seed(0)
+    expected_BNC, _ = features(model, x)
+    assert torch.equal(feature_BC, captured[0])
+    assert patches_BNC.shape[1] == math.prod(family_of(model).grid(model, x))
+    assert torch.equal(patches_BNC, expected_BNC[:, -patches_BNC.shape[1] :])
 
 
 @pytest.mark.parametrize("family", sorted(TIMM))

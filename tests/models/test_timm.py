@@ -1,6 +1,5 @@
 """timm's own traits: what is refused, where weights come from, how the model is wrapped."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mame_lab
 from mame_lab import hub
-from mame_lab.merging import ToMe, Ward
 from mame_lab.merging.state import MergeState
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.timm import load
@@ -182,35 +180,3 @@ def test_files_of_another_model_are_named(tmp_path):
     for file, message in ((broken, "cannot be read"), (other, "does not fit"), (pickled, "cannot be read")):
         with pytest.raises(mame_lab.MameLabError, match=f"model.weights={file} {message}"):
             load(settings(weights=str(file)))
-
-
-@pytest.fixture(scope="module")
-def pretrained():
-    folder = os.environ.get("MAME_LAB_TEST_WEIGHTS")
-    if not folder:
-        pytest.skip("MAME_LAB_TEST_WEIGHTS is not set: it names a folder with dinov2_vits14_fp16.safetensors")
-    weights = str(Path(folder) / "dinov2_vits14_fp16.safetensors")
-    return load(ModelSettings(name="vit_small_patch14_dinov2", img_size=224, weights=weights)).eval()
-
-
-@torch.no_grad()
-def test_pretrained_features_move_little_and_less_with_proportional_attention(pretrained):
-    """On real weights the errors order themselves: no merge, few, many, many by keys, sizes forgotten."""
-    from sklearn.datasets import load_sample_images
-
-    photos = [torch.tensor(image).permute(2, 0, 1) / 255 for image in load_sample_images().images]
-    crops = [p[:, 60:360, x : x + 300] for p in photos for x in (0, 150, 300)]
-    x = nn.functional.interpolate(torch.stack(crops), size=(224, 224), mode="bilinear", antialias=True)
-    x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    plain = pretrained(x)
-    spread = (plain - plain.mean(0)).norm(dim=1).mean()
-
-    def error(method):
-        merged = mame_lab.apply(pretrained, method)(x)
-        mame_lab.remove(pretrained)
-        return float((merged - plain).norm(dim=1).mean() / spread)
-
-    few, many, forgotten = error(Ward(r=8)), error(Ward(r=24)), error(Ward(r=24, prop_attn=False))
-    assert 0 < few < many < 0.2 < forgotten
-    assert many < error(ToMe(r=24)) < 0.2
-    assert 0 < error(Ward()) < 0.1

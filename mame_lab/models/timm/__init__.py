@@ -1,6 +1,6 @@
 """Vision transformers of timm: ViT, DeiT, DeiT-III, MAE, DINOv2, CLIP and SigLIP towers.
 
-B batch, D depth.
+B batch, D depth, N patch tokens, C channels.
 """
 
 import math
@@ -25,6 +25,7 @@ __all__ = [
     "classifier",
     "data_config",
     "detach",
+    "feature_and_patches",
     "fused_attention",
     "grid",
     "load",
@@ -87,6 +88,15 @@ def staged(model: TimmTransformer) -> nn.Module:
 def classifier(model: TimmTransformer) -> nn.Module:
     """The module that features enter and logits leave; an identity where the model has no head."""
     return model.get_classifier()
+
+
+def feature_and_patches(model: TimmTransformer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the head (B, C), and the patch tokens (B, N, C) after the final norm on the full grid, in one pass.
+
+    Of a merged model the feature is that of its merged tokens, and the patch tokens are restored (MaRe).
+    """
+    merging: Any = model if isinstance(model, MergingTransformer) else staged(model)
+    return merging.feature_and_patches(x)
 
 
 def name_classes(model: TimmTransformer, classes: list[str]) -> None:

@@ -108,6 +108,11 @@ class MergingTransformer(nn.Module):
         x_BNC, state = self._run_blocks(*self._start(x, attn_mask, is_causal, record))
         return state.unpack(self.norm(x_BNC)), state
 
+    def feature_and_patches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `mame_lab.models.timm.feature_and_patches`."""
+        x_BKC, state = self.encode(x, record=True)
+        return self.fc_norm(self._pool_merged(x_BKC, state)), state.restore(x_BKC)[:, state.prefix :]
+
     def forward_intermediates(
         self,
         x: Tensor,

@@ -58,6 +58,9 @@ def build(settings: ModelSettings, fetch: bool = False) -> nn.Module:
 def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
     """Load all tensors into the model, the position embedding resampled to its image size.
 
+    timm resamples it with antialiasing, and the original DINOv2 without: for a ViT-S/14 trained at 518 px and run at
+    224 px that alone gives class tokens a cosine of 0.999 with the original's, and patch tokens one of 0.998.
+
     Args:
         model: its architecture must be that of the weights.
         state: the tensors by name, in timm's or another layout that timm knows.

@@ -1,6 +1,6 @@
 """Vision transformers of Hugging Face transformers: ViT, DINOv2, VideoMAE.
 
-B batch, D depth, T frames.
+B batch, D depth, T frames, N patch tokens, C channels.
 """
 
 import math
@@ -14,7 +14,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule, make_schedule
 from mame_lab.merging.ward import Ward
 from mame_lab.models import twin
-from mame_lab.models.transformers.forward import MergingBackbone, layers_of, prefix_of
+from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, layers_of, prefix_of
 from mame_lab.models.transformers.loading import build, data_config, load, load_weights, match_classes
 from mame_lab.models.transformers.support import architecture_of
 
@@ -25,6 +25,7 @@ __all__ = [
     "classifier",
     "data_config",
     "detach",
+    "feature_and_patches",
     "fused_attention",
     "grid",
     "load",
@@ -74,6 +75,15 @@ def detach(model: Any) -> None:
 def _change(model: Any, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
     for module in model.modules():
         module.__class__ = classes.get(type(module), type(module))
+
+
+def feature_and_patches(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What enters the head (B, C), and the patch tokens (B, N, C) after the final norm on the full grid, in one pass.
+
+    Of a merged model the feature is that of its merged tokens, and the patch tokens are restored (MaRe).
+    """
+    merging: Any = model if isinstance(model, MergingClassifier) else staged(model)
+    return merging.feature_and_patches(x)
 
 
 def name_classes(model: Any, classes: list[str]) -> None:

@@ -159,6 +159,11 @@ class MergingClassifier(Merging):
             loss = self.loss_function(labels, logits_BK, self.config, num_items_in_batch=num_items_in_batch)
         return ImageClassifierOutput(loss=loss, logits=logits_BK, hidden_states=hidden_states)
 
+    def feature_and_patches(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """See `mame_lab.models.transformers.feature_and_patches`."""
+        x_BKC, state, _ = self.base_model.encode(pixel_values, record=True)
+        return self.pool(x_BKC, state), state.restore(x_BKC)[:, state.prefix :]
+
     def halfway(self, pixel_values: Tensor, stage: int) -> Halfway:
         """What enters a stage (see `stages`); `forward` takes it in the place of pixel values."""
         for index, (x_BNC, state) in enumerate(self.base_model.run(pixel_values, False, {})):

@@ -1,4 +1,4 @@
-"""The benchmarks run through eval.py and say what they measured."""
+"""benchmark=throughput runs through eval.py and says what it measured."""
 
 import csv
 from types import SimpleNamespace
@@ -10,61 +10,20 @@ from lightning.pytorch.plugins import Precision
 from runs import TINY
 
 from mame_lab import speed
-from mame_lab.benchmarks import frontier, throughput
-from mame_lab.benchmarks.frontier import REFERENCE, Point, figure, table
-from mame_lab.benchmarks.settings import Frontier, Throughput
-from mame_lab.errors import MameLabError
-from mame_lab.merging import ToMe
+from mame_lab.benchmarks import throughput
+from mame_lab.benchmarks.settings import Throughput
 
 TRAINER = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), precision_plugin=Precision())
 
 
 class Data:
-    """Keeps what it is asked for."""
-
-    def __init__(self):
-        self.sampled = []
-
-    def sample(self, count, split="test"):
-        self.sampled.append((count, split))
+    def sample(self, count):
         return images(count), None
 
 
 def read(folder, name):
     with next(folder.rglob(name)).open() as file:
         return list(csv.DictReader(file))
-
-
-def test_frontier_compares_at_equal_cost(entry_point, tmp_path):
-    arms = ["ward:adaptive", "ward:calibrated", "ward:rising", "drop:constant"]
-    entry_point("eval", tmp_path, *TINY, "benchmark=frontier", "benchmark.tome_r=[8]", "benchmark.tome_blocks=[3]",
-                f"benchmark.arms=[{','.join(arms)}]", "benchmark.images=12", "benchmark.batch_size=5",
-                "benchmark.calibration_images=6", "model.num_classes=0")  # fmt: skip
-    found = {row["arm"]: row for row in read(tmp_path, "frontier.csv")}
-    assert list(found) == [REFERENCE, *arms]
-    tome = found[REFERENCE]
-    for row in found.values():
-        assert float(row["cost"]) == pytest.approx(float(tome["cost"]), abs=0.03)
-        assert float(row["of_tome"]) == pytest.approx(float(row["error"]) / float(tome["error"]))
-        assert float(row["error"]) > 0
-    assert next(tmp_path.rglob("frontier.png")).stat().st_size > 10_000
-
-
-def test_frontier_measures_on_test_and_calibrates_on_validation_images(monkeypatch):
-    solved_on = []
-    solve = lambda _, target, images: solved_on.append((target.schedule, len(images))) or ToMe(r=8)  # noqa: E731
-    monkeypatch.setattr(frontier, "solve", solve)
-    arms = ["ward:adaptive", "ward:calibrated", "ward:rising"]
-    settings = Frontier(tome_r=[8], tome_blocks=[3], arms=arms, images=4, calibration_images=3)
-    data = Data()
-    list(frontier.points(settings, build("vit"), data, TRAINER))
-    assert sorted(data.sampled) == [(3, "val"), (4, "test")]
-    assert solved_on == [("adaptive", 4), ("calibrated", 3), ("rising", 3)]
-
-
-def test_cost_and_error_do_not_depend_on_the_batch_size():
-    in_one, in_two = (frontier.Measure(build("vit"), images(3), batch_size)(ToMe(r=8)) for batch_size in (3, 2))
-    assert in_one == pytest.approx(in_two)
 
 
 def test_throughput_times_arms_in_turns(entry_point, tmp_path, capsys):
@@ -113,28 +72,6 @@ def test_throughput_compares_like_with_like(monkeypatch):
             (f"{tome} compiled", 0.5, 4.0, None),
         ]
     ]
-
-
-def test_a_table_has_a_row_an_arm_and_a_line_each():
-    found = [Point(arm, arm, cost, 0.1 * cost, 1.0) for cost in (0.5, 0.8) for arm in (REFERENCE, "ward:rising")]
-    assert table(found).row_count == 2
-    assert len(table(found).columns) == 3
-    (axes,) = figure(found).axes
-    assert [line.get_label() for line in axes.lines] == [REFERENCE, "ward:rising"]
-    assert axes.lines[0].get_xdata().tolist() == [0.5, 0.8]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"arms": ["ward"]}, "benchmark.arms=ward is not valid: write METHOD:SCHEDULE"),
-        ({"arms": ["mame:rising"]}, "benchmark.arms=mame:rising is not valid"),
-        ({"tome_r": [8]}, "differ in length"),
-    ],
-)
-def test_settings_that_are_wrong(settings, message):
-    with pytest.raises(MameLabError, match=message):
-        Frontier(**settings)
 
 
 def test_throughput_of_a_threshold_padded_and_packed(entry_point, tmp_path):
