@@ -228,8 +228,8 @@ class _Consensus(Method):
     adaptive: ClassVar[bool] = True
 
     @property
-    def needs_keys(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.base.needs_keys
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base.needs
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
         best_BS = self.base.similarity(tokens).amax(1).sort(descending=True).values

@@ -61,7 +61,7 @@ def merge(x, sizes, prefix: int, columns: dict[int, list[float]], keep_norm: flo
 
     Args:
         columns: for each source that leaves, its weights over the targets.
-        keep_norm: see `MergePlan`.
+        keep_norm: see `HardPlan`.
     """
     targets, _ = partition(len(x), prefix)
     merged, merged_sizes = {n: list(row) for n, row in enumerate(x)}, dict(enumerate(sizes))

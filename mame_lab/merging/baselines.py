@@ -26,14 +26,13 @@ class ToMe(Bipartite):
     """
 
     method: str = "tome"
-    needs_keys: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"keys"})
     restores: ClassVar[bool] = False
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        assert tokens.key_BND is not None
-        return matching.cosine_similarity(tokens.key_BND, tokens)
+        return matching.cosine_similarity(tokens.mean_key(), tokens)
 
 
 @dataclass
@@ -55,9 +54,9 @@ class Drop(Method):
         from mame_lab.merging.plan import make_plan
 
         assert leave is not None  # `schedule_for` refuses to go without a budget.
-        _, source_BSC = tokens.split(tokens.size_BN1)
-        score_BS = torch.rand_like(source_BSC[..., 0])
-        return make_plan(tokens, matching.closest(score_BS[:, None], leave), None, leave)
+        _, source_S = tokens.places()
+        score_BS = torch.rand(tokens.x_BNC.shape[0], len(source_S), device=source_S.device)
+        return make_plan(tokens, source_S[matching.highest(score_BS, leave)], None)
 
 
 @dataclass

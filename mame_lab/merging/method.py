@@ -42,7 +42,7 @@ class Method(ABC):
 
     Attributes:
         adaptive: whether the method can do without a budget: the tokens decide how many leave.
-        needs_keys: whether `plan` looks at the attention keys.
+        needs: what `plan` looks at of attention, a subset of {"keys", "queries"}.
         random: whether it draws anew in every pass.
         restores: whether it merges in U-Nets, where a merge step is undone after attention (`match`).
     """
@@ -58,7 +58,7 @@ class Method(ABC):
     grid: Grid = field(default_factory=Grid)
 
     adaptive: ClassVar[bool] = False
-    needs_keys: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
     random: ClassVar[bool] = False
     restores: ClassVar[bool] = False
 

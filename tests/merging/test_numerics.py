@@ -60,7 +60,7 @@ def test_half_precision_selects_what_single_precision_does(dtype, method, leave)
     x = (torch.randn(1, 1, 32, generator=generator) + 0.7 * torch.randn(2, 99, 32, generator=generator)).to(dtype)
     half, single = method.plan(plain(x, 1), leave), method.plan(plain(x.float(), 1), leave)
     assert torch.equal(half.index_BK, single.index_BK)
-    assert torch.equal(half.W_BKR, single.W_BKR)
+    assert torch.equal(half.matrix(), single.matrix())
     size = torch.ones(2, 99, 1)
     y, expected = half.merge(x, size)[0].float(), single.merge(x.float(), size)[0]
     torch.testing.assert_close(y, expected, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
@@ -99,7 +99,7 @@ def test_gradients_are_those_of_the_merge(method, leave):
 
     def step(x):
         torch.manual_seed(0)
-        plan = method.plan(Tokens(x, x, sizes, 1, key_BND=x), leave)
+        plan = method.plan(Tokens(x, x, sizes, 1, key_BHND=x[:, None]), leave)
         y, size = plan.merge(x, sizes)
         valid = size[..., 0] > 0
         bias = attention_bias(size, plan.valid_BK, prop_attn=True)

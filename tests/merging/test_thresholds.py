@@ -68,7 +68,7 @@ def test_a_step_is_to_the_bit_that_of_the_method(base):
 def naive(base, given, shares_BS):
     """A merge step source by source, where any share of a source goes to its target and the rest stays."""
     similarity_BTS = base.similarity(given)
-    targets = base.targets(similarity_BTS)
+    targets = base.targets(similarity_BTS, similarity_BTS.max(1).indices)
     results = []
     for b, shares_S in enumerate(shares_BS):
         x_NC, size_N, p = given.x_BNC[b], given.size_BN1[b, :, 0], given.prefix
