@@ -122,7 +122,7 @@ class _Search:
         self.family = family_of(model)
         self.depth = len(self.family.block_names(model))
         self.patches = math.prod(self.family.grid(model, images))
-        self.blocks = merging_blocks(method.blocks, self.depth, self.schedule)
+        self.blocks = merging_blocks(method.blocks, self.depth, self.schedule, method.places)
         self.plain = replace(method, flops=None, speedup=None, schedule=None, blocks=None, r=0)
         if self.schedule == "adaptive" and not method.adaptive:
             raise MameLabError(f"mame.schedule=adaptive is not for mame={method.method}, which needs a budget")

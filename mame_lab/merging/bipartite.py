@@ -155,7 +155,7 @@ class Adaptive(Bipartite):
             return Schedule((0,) * depth)
         return super().schedule_for(depth)
 
-    def of_block(self, block: int) -> Adaptive:
+    def of_block(self, block: int, depth: int) -> Adaptive:
         return replace(self, tau=self.tau[block]) if isinstance(self.tau, list) else self
 
     def leaving(self, best_BS: Tensor, leave: int | None) -> tuple[Tensor, Tensor | None]:

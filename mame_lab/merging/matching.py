@@ -1,6 +1,7 @@
 """Which source goes to which target: similarities, and the formulas of MaMe (arXiv 2604.13432, section 3) on them.
 
-B batch, N tokens, C channels, T targets, S sources. Every W_BTS has columns (one source each) that sum to 1 or to 0.
+B batch, N tokens, P patch tokens, C channels, T targets, S sources. Every W_BTS has columns (one source each) that sum
+to 1 or to 0.
 """
 
 import torch
@@ -20,7 +21,7 @@ def cosine_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
         y_BNC: what is compared: the tokens or something of theirs.
         tokens: says which are targets, sources and padding.
     """
-    target_BTC, source_BSC = tokens.split(normalize(_precise(y_BNC), dim=-1))
+    target_BTC, source_BSC = tokens.split(unit(y_BNC))
     return _without_padding(target_BTC @ source_BSC.mT, tokens)
 
 
@@ -43,6 +44,40 @@ def ward_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
     target_BT1, source_BS1 = tokens.split(tokens.size_BN1)
     factor_BTS = target_BT1 * source_BS1.mT / (target_BT1 + source_BS1.mT)
     return _without_padding(1 - distance_BTS * factor_BTS / tokens.mean(square_BN1), tokens)
+
+
+def attraction(attention_BN1: Tensor, tokens: Tokens, of_attention: float, of_size: float) -> Tensor:
+    """How readily every target and every source merge by MCTF (arXiv 2403.10030); -inf for padding.
+
+    The paper divides attention and size by their least; that is one factor for all pairs.
+
+    Args:
+        attention_BN1: how much each token is attended to.
+        tokens: says which are targets, sources and padding, and their sizes.
+        of_attention, of_size: the temperatures.
+    """
+    score_BTS = (1 + cosine_similarity(tokens.x_BNC, tokens)) / 2
+    for y_BN1, temperature in ((attention_BN1, of_attention), (tokens.size_BN1, of_size)):
+        target_BT1, source_BS1 = tokens.split(y_BN1)
+        score_BTS = score_BTS * (target_BT1 * source_BS1.mT) ** (-1 / temperature)
+    return score_BTS
+
+
+def energy(key_BPD: Tensor, margin: float, tokens: Tokens) -> Tensor:
+    """How like all others each patch token is, by PiToMe (arXiv 2405.16148): (B, P), -inf for padding.
+
+    Args:
+        key_BPD: what is compared, of norm 1.
+        margin: the similarity from which two tokens count as alike.
+        tokens: says which are padding.
+    """
+    similarity_BPP = key_BPD @ key_BPD.mT
+    f_BPP = similarity_BPP.where(similarity_BPP >= margin, torch.expm1(similarity_BPP - margin))
+    if tokens.valid_BN is None:
+        return f_BPP.mean(2)
+    valid_BP = tokens.valid_BN[:, tokens.prefix :]
+    energy_BP = (f_BPP * valid_BP[:, None]).sum(2) / valid_BP.sum(1, keepdim=True)
+    return energy_BP.masked_fill(~valid_BP, float("-inf"))
 
 
 def threshold_weights(similarity_BTS: Tensor, tau: float) -> Tensor:
@@ -75,6 +110,11 @@ def _sorted_by_comparison(score_BN: Tensor) -> Tensor:
     ahead_BNN = (other_B1N > mine_BN1) | ((other_B1N == mine_BN1) & (here_N < here_N[:, None]))
     rank_BN = ahead_BNN.sum(-1)
     return torch.zeros_like(rank_BN).scatter(1, rank_BN, here_N.expand_as(rank_BN))
+
+
+def unit(y_BNC: Tensor) -> Tensor:
+    """Tokens of norm 1, in float32 at least."""
+    return normalize(_precise(y_BNC), dim=-1)
 
 
 def _precise(x: Tensor) -> Tensor:

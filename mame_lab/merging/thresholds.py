@@ -91,13 +91,13 @@ class Learning(Method):
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.base.needs
 
-    def check_sequences(self) -> None:
-        self.base.check_sequences()
+    def check_sequences(self, model: str, class_token: bool) -> None:
+        self.base.check_sequences(model, class_token)
 
     def schedule_for(self, depth: int) -> Schedule:
         return self.base.schedule_for(depth)
 
-    def of_block(self, block: int) -> Learning:
+    def of_block(self, block: int, depth: int) -> Learning:
         return replace(self, block=block)
 
     def learned(self) -> Adaptive:

@@ -78,11 +78,21 @@ class Tokens(NamedTuple):
 
         In float32 at least; the rows sum to 1. For methods whose `needs` has "keys" and "queries".
         """
+        return self._attention(1).mean((1, 2))
+
+    def attention_received(self) -> Tensor:
+        """How much all tokens attend to each token, mean over them and heads: as `class_attention`."""
+        attention_BHNN = self._attention(self.x_BNC.shape[1])
+        if self.valid_BN is None:
+            return attention_BHNN.mean((1, 2))
+        valid_BNN = self.valid_BN[..., None] / self.valid_BN.sum(1)[:, None, None]
+        return (attention_BHNN.mean(1) * valid_BNN).sum(1)
+
+    def _attention(self, queries: int) -> Tensor:
+        """How the first so many tokens attend to all: (B, H, queries, N)."""
         assert self.key_BHND is not None
         assert self.query_BHND is not None
         dtype = torch.promote_types(self.key_BHND.dtype, torch.float32)
-        query_BH1D = self.query_BHND[:, :, :1].to(dtype) * self.scale
-        logits_BH1N = query_BH1D @ self.key_BHND.to(dtype).mT
-        if self.bias_B11N is not None:
-            logits_BH1N = logits_BH1N + self.bias_B11N
-        return logits_BH1N.softmax(-1).mean((1, 2))
+        query_BHND = self.query_BHND[:, :, :queries].to(dtype) * self.scale
+        logits_BHNN = query_BHND @ self.key_BHND.to(dtype).mT
+        return (logits_BHNN if self.bias_B11N is None else logits_BHNN + self.bias_B11N).softmax(-1)

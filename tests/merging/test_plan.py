@@ -1,7 +1,6 @@
 """A plan of any assignment: which token is removed and which one takes it is up to the method."""
 
-import math
-
+import oracle
 import pytest
 import torch
 from hypothesis import given, settings
@@ -38,22 +37,6 @@ def assignments(draw):
     return tokens, source_BR, target_BR, lost
 
 
-def loop(x, weights, sizes, going: dict[int, int], norm_of: str | None):
-    """The tokens that stay and their sizes, one by one: means of their parts, with the mean or the largest norm."""
-    merged = {}
-    for n in (n for n in range(len(x)) if n not in going):
-        parts = [n, *(source for source, target in going.items() if target == n)]
-        total = sum(weights[part] for part in parts)
-        mean = [sum(weights[part] * x[part][c] for part in parts) / total for c in range(len(x[n]))]
-        if norm_of and len(parts) > 1:
-            norms = [math.hypot(*x[part]) for part in parts]
-            means = sum(weights[part] * norm for part, norm in zip(parts, norms, strict=True)) / total
-            scale = (max(norms) if norm_of == "max" else means) / math.hypot(*mean)
-            mean = [scale * value for value in mean]
-        merged[n] = mean if len(parts) > 1 else x[n], sum(sizes[part] for part in parts)
-    return merged
-
-
 @settings(max_examples=60, deadline=None)
 @given(assignments(), st.booleans(), st.sampled_from([None, "mean", "max"]))
 def test_agrees_with_the_loop(assignment, weighted, norm_of):
@@ -71,7 +54,7 @@ def test_agrees_with_the_loop(assignment, weighted, norm_of):
         going = dict(zip(source_BR[b, :leaving].tolist(), target_BR[b, :leaving].tolist(), strict=True))
         sizes = size_BN1[b, :length, 0].tolist()
         weights = sizes if weight_BN1 is None else weight_BN1[b, :length, 0].tolist()
-        expected = loop(x_NC[:length].tolist(), weights, sizes, going, norm_of)
+        expected = oracle.merge_into(x_NC[:length].tolist(), weights, sizes, going, norm_of)
         k = length - leaving
         assert plan.tokens()[b] == k
         assert plan.index_BK[b, :k].tolist() == list(expected)
