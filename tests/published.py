@@ -59,16 +59,28 @@ def tome(sample: Sample, r: int) -> Step:
 
 
 def pitome(sample: Sample, r: int, block: int, depth: int) -> Step:
-    keys, patches = mean_keys(sample), range(sample.prefix, len(sample.x))
-    margin = 0.9 - 0.9 * block / depth
-
-    def f(similarity):
-        return similarity if similarity >= margin else math.exp(similarity - margin) - 1
-
-    energy = {i: sum(f(cosine(keys[i], keys[j])) for j in patches) / len(patches) for i in patches}
-    candidates = sorted(patches, key=lambda i: (-energy[i], i))[: 2 * r]
-    a, b = candidates[0::2], candidates[1::2]
+    keys, margin = mean_keys(sample), 0.9 - 0.9 * block / depth
+    by_energy = _by_energy(sample, lambda cos: cos if cos >= margin else math.exp(cos - margin) - 1)
+    a, b = by_energy[0 : 2 * r : 2], by_energy[1 : 2 * r : 2]
     return Step({i: max(b, key=lambda j: cosine(keys[i], keys[j])) for i in a}, sample.sizes)
+
+
+def pitome_code(sample: Sample, r: int, block: int, depth: int) -> Step:
+    keys, margin = mean_keys(sample), 0.9 - 0.9 * block / depth
+    by_energy = _by_energy(sample, lambda cos: cos - margin if cos >= margin else math.exp(cos - margin) - 1)
+    if block >= math.ceil(depth / 2):
+        by_energy = by_energy[: 2 * r]
+    a, b = by_energy[0::2], by_energy[1::2]
+    nearest = {i: max(b, key=lambda j: cosine(keys[i], keys[j])) for i in a}
+    closest = sorted(a, key=lambda i: -cosine(keys[i], keys[nearest[i]]))[:r]
+    return Step({i: nearest[i] for i in closest}, sample.sizes)
+
+
+def _by_energy(sample: Sample, f) -> list[int]:
+    """The patch tokens, those that are like many others first."""
+    keys, patches = mean_keys(sample), range(sample.prefix, len(sample.x))
+    energy = {i: sum(f(cosine(keys[i], keys[j])) for j in patches) / len(patches) for i in patches}
+    return sorted(patches, key=lambda i: -energy[i])
 
 
 def tofu(sample: Sample, r: int, block: int, depth: int) -> Step:

@@ -63,21 +63,13 @@ def attraction(attention_BN1: Tensor, tokens: Tokens, of_attention: float, of_si
     return score_BTS
 
 
-def energy(key_BPD: Tensor, margin: float, tokens: Tokens) -> Tensor:
-    """How like all others each patch token is, by PiToMe (arXiv 2405.16148): (B, P), -inf for padding.
-
-    Args:
-        key_BPD: what is compared, of norm 1.
-        margin: the similarity from which two tokens count as alike.
-        tokens: says which are padding.
-    """
-    similarity_BPP = key_BPD @ key_BPD.mT
-    f_BPP = similarity_BPP.where(similarity_BPP >= margin, torch.expm1(similarity_BPP - margin))
+def patch_mean(y_BPP: Tensor, tokens: Tokens) -> Tensor:
+    """The mean of each row over the patch tokens of its sample: (B, P), -inf for padding."""
     if tokens.valid_BN is None:
-        return f_BPP.mean(2)
+        return y_BPP.mean(2)
     valid_BP = tokens.valid_BN[:, tokens.prefix :]
-    energy_BP = (f_BPP * valid_BP[:, None]).sum(2) / valid_BP.sum(1, keepdim=True)
-    return energy_BP.masked_fill(~valid_BP, float("-inf"))
+    mean_BP = (y_BPP * valid_BP[:, None]).sum(2) / valid_BP.sum(1, keepdim=True)
+    return mean_BP.masked_fill(~valid_BP, float("-inf"))
 
 
 def threshold_weights(similarity_BTS: Tensor, tau: float) -> Tensor:

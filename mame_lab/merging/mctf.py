@@ -22,9 +22,10 @@ class MCTF(Method):
     attraction first; then the rest goes back, from the other into what is left of the one. A merged token is the mean
     of its parts by a_i s_i.
 
-    The attention is that of this block, of which the tokens come; that of the next block on the tokens before they
-    merge, the paper's one-step-ahead attention, comes only after the MLP. Published with proportional attention, in all
-    blocks but the first, and with `r` truncated to half of the patch tokens there.
+    The attention is that of the block in which they merge, where the paper looks one step ahead, at that of the next on
+    the tokens before they merge: here an MLP lies between. It is computed a second time, for fused attention does not
+    give it. Published with proportional attention, in all blocks but the first, and with `r` truncated to half of the
+    patch tokens there.
     """
 
     method: str = "mctf"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from mame_lab.merging.method import Method
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 
@@ -23,8 +25,7 @@ class PiToMe(Method):
     merges into its nearest of B. No other tokens merge.
 
     A merged token is the mean of its parts by their sizes. Published without proportional attention, which
-    `prop_attn=false` gives. The authors' code differs from the paper: f is there elu(x - margin), the margin of some
-    models starts at 0.75, and in the first half of the blocks all tokens are divided into A and B.
+    `prop_attn=false` gives. What its authors run is `PiToMeCode`.
     """
 
     method: str = "pitome"
@@ -35,7 +36,7 @@ class PiToMe(Method):
     gives_up: ClassVar[frozenset[str]] = frozenset({"copies"})
     margin: ClassVar[float] = 0.9
 
-    def of_block(self, block: int, depth: int) -> PiToMe:
+    def of_block(self, block: int, depth: int) -> Self:
         method = copy(self)
         vars(method)["margin"] = self.margin * (1 - block / depth)
         return method
@@ -46,7 +47,25 @@ class PiToMe(Method):
 
         assert leave is not None  # `schedule_for` refuses to go without a budget.
         key_BPD = matching.unit(tokens.mean_key()[:, tokens.prefix :])
-        order_BQ = matching.highest(matching.energy(key_BPD, self.margin, tokens), 2 * leave)
-        a_BR, b_BR = order_BQ[:, ::2], order_BQ[:, 1::2]
-        nearest_BR = (take(key_BPD, a_BR) @ take(key_BPD, b_BR).mT).max(2).indices
-        return make_plan(tokens, a_BR + tokens.prefix, b_BR.gather(1, nearest_BR) + tokens.prefix)
+        energy_BP = matching.patch_mean(self.likeness(key_BPD @ key_BPD.mT), tokens)
+        order_BQ = matching.highest(energy_BP, self.candidates(key_BPD.shape[1], leave))
+        a_BQ, b_BQ = order_BQ[:, ::2], order_BQ[:, 1::2]
+        similarity_BQQ = take(key_BPD, a_BQ) @ take(key_BPD, b_BQ).mT
+        if tokens.valid_BN is not None:
+            valid_BP = tokens.valid_BN[:, tokens.prefix :]
+            both_BQQ = valid_BP.gather(1, a_BQ)[:, :, None] & valid_BP.gather(1, b_BQ)[:, None]
+            similarity_BQQ = similarity_BQQ.masked_fill(~both_BQQ, float("-inf"))
+        best_BQ, nearest_BQ = similarity_BQQ.max(2)
+        chosen_BR = matching.highest(best_BQ, leave)
+        target_BR = b_BQ.gather(1, nearest_BQ.gather(1, chosen_BR))
+        return make_plan(tokens, a_BQ.gather(1, chosen_BR) + tokens.prefix, target_BR + tokens.prefix)
+
+    def likeness(self, similarity_BPP: Tensor) -> Tensor:
+        """What two tokens add to the energy of each other."""
+        import torch
+
+        return similarity_BPP.where(similarity_BPP >= self.margin, torch.expm1(similarity_BPP - self.margin))
+
+    def candidates(self, patches: int, leave: int) -> int:
+        """How many of the tokens are divided into A and B; as many of A merge as are to leave, the nearest first."""
+        return 2 * leave
