@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 
-# What holds for a merge step of any method that does not give it up.
+# What holds for a merge step of any method that does not give it up. That prefix tokens stay as they are, that a sample
+# does not depend on its batch (`depends_on_batch` apart) and that gradients are those of the merge holds for all.
 CONTRACTS = {
     "copies": "tokens of which another is a copy are the first to be removed, which changes nothing",
     "sizes": "the sum of the sizes is kept",
