@@ -28,7 +28,7 @@ class Costs:
 
     Merging takes place between attention and MLP. So a block which n tokens enter and in which k stay costs
     `attention` n^2 + `entering` n + `staying` k, and a merge step of p patch tokens of which r leave costs
-    `merging` (p^2 / 4 + r u), with u the tokens that may receive some: r, or p / 2 where a source is spread.
+    `merging` (p^2 / 4), and where a source is spread over all targets another `merging` (r p / 2).
 
     Attributes:
         attention_D1, entering_D1, staying_D1, merging_D1: of each block, in 1e9 multiply-adds.
@@ -65,12 +65,11 @@ class Costs:
         stay_DB = self.tokens - leaving_DB.cumsum(0)
         enter_DB = stay_DB + leaving_DB
         patches_DB = enter_DB - self.prefix
-        receivers_DB = patches_DB / 2 if self.spreads else leaving_DB
+        pairs_DB = patches_DB.square() / 4
+        if self.spreads:
+            pairs_DB = pairs_DB + leaving_DB * patches_DB / 2
         of_block_DB = (
-            attention_D1 * enter_DB.square()
-            + entering_D1 * enter_DB
-            + staying_D1 * stay_DB
-            + merging_D1 * (patches_DB.square() / 4 + leaving_DB * receivers_DB)
+            attention_D1 * enter_DB.square() + entering_D1 * enter_DB + staying_D1 * stay_DB + merging_D1 * pairs_DB
         )
         return of_block_DB.sum(0) + self.pooling * stay_DB[-1] + self.rest
 

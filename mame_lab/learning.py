@@ -44,7 +44,7 @@ def task(data: ImageData, run: TrainConfig, asked: Method, model: nn.Module, *se
     """
     assert asked.flops is not None
     amounts = run.mame.schedule_for(len(family_of(model).block_names(model))).amounts
-    found = [run.mame.of_block(block).tau for block in range(len(amounts))]
+    found = [run.mame.of_block(block, len(amounts)).tau for block in range(len(amounts))]
     taus = [1.0 if amount == 0 else min(max(tau, -0.99), 1 - 1e-6) for tau, amount in zip(found, amounts, strict=True)]
     merging = [tau for tau in taus if tau < 1]
     thresholds = Thresholds(taus, TEMPERATURE * (1 - sum(merging) / len(merging)))

@@ -124,7 +124,7 @@ class _Search:
         self.family = family_of(model)
         self.depth = len(self.family.block_names(model))
         self.patches = math.prod(self.family.grid(model, images))
-        self.blocks = merging_blocks(method.blocks, self.depth, self.schedule)
+        self.blocks = merging_blocks(method.blocks, self.depth, self.schedule, method.places)
         self.plain = replace(method, flops=None, speedup=None, schedule=None, blocks=None, r=0)
         if self.schedule == "adaptive" and not method.adaptive:
             raise MameLabError(f"mame.schedule=adaptive is not for mame={method.method}, which needs a budget")
@@ -230,8 +230,8 @@ class _Consensus(Method):
     adaptive: ClassVar[bool] = True
 
     @property
-    def needs_keys(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.base.needs_keys
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base.needs
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
         best_BS = self.base.similarity(tokens).amax(1).sort(descending=True).values

@@ -52,8 +52,8 @@ def owners(plans: Sequence[MergePlan | None]) -> list[Tensor]:
     first = next((plan for plan in plans if plan is not None), None)
     if first is None:
         raise MameLabError("no block merges, so there is no merging to show: choose a mame that merges")
-    batch, tokens = first.place_BN.shape
-    identity_KK = torch.eye(tokens, dtype=first.W_BKR.dtype, device=first.W_BKR.device)
+    batch, tokens = first.row_BN.shape
+    identity_KK = torch.eye(tokens, device=first.row_BN.device)
     spread_BKN = identity_KK[:, first.prefix :].expand(batch, -1, -1)
     owners_by_block = []
     for plan in plans:

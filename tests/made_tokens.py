@@ -3,7 +3,7 @@
 import torch
 
 from mame_lab.merging import Method
-from mame_lab.merging.attention import Attention
+from mame_lab.merging.attention import Attention, Call
 from mame_lab.merging.state import MergeState
 from mame_lab.merging.tokens import Tokens
 
@@ -13,14 +13,15 @@ def rand(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 def plain(x: torch.Tensor, prefix: int = 0, valid: torch.Tensor | None = None) -> Tokens:
-    """Tokens of size 1 that are their own inputs and keys."""
-    return Tokens(x, x, torch.ones(*x.shape[:2], 1, dtype=x.dtype), prefix, valid, x)
+    """Tokens of size 1 that are their own inputs, keys and queries, of one head."""
+    size_BN1 = torch.ones(*x.shape[:2], 1, dtype=x.dtype)
+    return Tokens(x, x, size_BN1, prefix, valid, x[:, None], x[:, None], x.shape[-1] ** -0.5)
 
 
 def advance(state: MergeState, method: Method, x: torch.Tensor, leave: int | None) -> tuple[torch.Tensor, MergeState]:
-    """One step of a state on tokens that are their own inputs and the keys of one head."""
-    attention = Attention()
-    attention.keys.append(state.packing.pack(x)[:, None] if state.packing else x[:, None])
+    """One step of a state on tokens that are their own inputs, and the keys and queries of one head."""
+    attention, key_BHND = Attention(), state.packing.pack(x)[:, None] if state.packing else x[:, None]
+    attention.calls.append(Call(key_BHND, key_BHND, x.shape[-1] ** -0.5))
     return state.merge(method, x, x, attention, leave)
 
 

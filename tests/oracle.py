@@ -61,7 +61,7 @@ def merge(x, sizes, prefix: int, columns: dict[int, list[float]], keep_norm: flo
 
     Args:
         columns: for each source that leaves, its weights over the targets.
-        keep_norm: see `MergePlan`.
+        keep_norm: see `HardPlan`.
     """
     targets, _ = partition(len(x), prefix)
     merged, merged_sizes = {n: list(row) for n, row in enumerate(x)}, dict(enumerate(sizes))
@@ -87,3 +87,19 @@ def restore(merged, stays, prefix: int, columns: dict[int, list[float]]):
         value[n] if n in value else [dot(columns[n], each) for each in zip(*(value[t] for t in targets), strict=True)]
         for n in range(tokens)
     ]
+
+
+def merge_into(x, weights, sizes, going: dict[int, int], norm_of: str | None):
+    """The tokens that stay and their sizes, one by one: means of their parts, with the mean or the largest norm."""
+    merged = {}
+    for n in (n for n in range(len(x)) if n not in going):
+        parts = [n, *(source for source, target in going.items() if target == n)]
+        total = sum(weights[part] for part in parts)
+        mean = [sum(weights[part] * x[part][c] for part in parts) / total for c in range(len(x[n]))]
+        if norm_of and len(parts) > 1:
+            norms = [math.hypot(*x[part]) for part in parts]
+            means = sum(weights[part] * norm for part, norm in zip(parts, norms, strict=True)) / total
+            scale = (max(norms) if norm_of == "max" else means) / math.hypot(*mean)
+            mean = [scale * value for value in mean]
+        merged[n] = mean if len(parts) > 1 else x[n], sum(sizes[part] for part in parts)
+    return merged

@@ -38,7 +38,7 @@ def test_packed_is_charged_what_its_samples_cost():
     assert mame_lab.summary(mame_lab.apply(model, tau=0.8, batch="packed"), x) == padded
 
 
-@pytest.mark.parametrize("method", [ToMe(r=5), Drop(r=5)], ids=lambda method: method.method)
+@pytest.mark.parametrize("method", [ToMe(r=5, blocks=4), Drop(r=5)], ids=lambda method: method.method)
 def test_what_it_is_compared_with_costs_the_same(method):
     model, x = build("registers"), images()
     merged = mame_lab.summary(mame_lab.apply(model, r=5), x)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mame_lab import MaMe, MameLabError
-from mame_lab.merging.plan import MergePlan
+from mame_lab.merging.plan import MergePlan, SoftPlan
 from mame_lab.merging.tokens import Tokens
 from mame_lab.visualize import DROPPED, merging_figure, owners, token_map, tokens_figure, unnormalise
 
@@ -18,19 +18,21 @@ GRID = (2, 3)
 def step(tokens: int, *leaving: dict[int, dict[int, float]], prefix: int = 1) -> MergePlan:
     """`leaving[b][n]` says to which tokens, and how much to each, token n of sample b goes; indices before the step."""
     kept = [[n for n in range(tokens) if n not in goes] for goes in leaving]
-    W_BKR = torch.zeros(len(leaving), len(kept[0]), len(leaving[0]))
+    W_BTR = torch.zeros(len(leaving), len(kept[0]), len(leaving[0]))
     for sample, goes in enumerate(leaving):
         for column, shares in enumerate(goes.values()):
             for target, share in shares.items():
-                W_BKR[sample, kept[sample].index(target), column] = share
+                W_BTR[sample, kept[sample].index(target), column] = share
     order_BN = torch.tensor([[*stays, *goes] for stays, goes in zip(kept, leaving, strict=True)])
     index_BK, source_BR = order_BN.split([len(kept[0]), len(leaving[0])], dim=1)
-    return MergePlan(
-        W_BUR=W_BKR,
-        row_BU=torch.arange(W_BKR.shape[1]).expand(len(leaving), -1),
+    place_BN = order_BN.argsort(1)
+    return SoftPlan(
+        W_BTR=W_BTR,
+        row_BT=torch.arange(W_BTR.shape[1]).expand(len(leaving), -1),
+        row_BN=place_BN.clamp(max=W_BTR.shape[1]),
+        place_BN=place_BN,
         index_BK=index_BK,
         source_BR=source_BR,
-        place_BN=order_BN.argsort(1),
         valid_BK=None,
         prefix=prefix,
     )

@@ -129,8 +129,8 @@ class _Spy(Method):
     adaptive: ClassVar[bool] = True
 
     @property
-    def needs_keys(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.base.needs_keys
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base.needs
 
     def schedule_for(self, depth: int) -> Schedule:
         return self.base.schedule_for(depth)

@@ -37,13 +37,12 @@ class TokenWard(Ward):
 class KeyWard(Ward):
     """On the attention keys, mean over heads."""
 
-    needs_keys: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"keys"})
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        assert tokens.key_BND is not None
-        return matching.ward_similarity(tokens.key_BND, tokens)
+        return matching.ward_similarity(tokens.mean_key(), tokens)
 
 
 @dataclass
@@ -52,7 +51,7 @@ class SoftWard(Ward):
 
     temperature: ClassVar[float] = 0.001
 
-    def targets(self, similarity_BTS: Tensor) -> Tensor:
+    def targets(self, similarity_BTS: Tensor, nearest_BS: Tensor) -> Tensor:
         return (similarity_BTS / self.temperature).softmax(1)
 
 

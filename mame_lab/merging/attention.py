@@ -5,6 +5,7 @@ B batch, H heads, N tokens of a sample, M tokens of all samples, D channels of a
 
 import math
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,19 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from mame_lab.errors import MameLabError
+
+
+class Call(NamedTuple):
+    """What one attention was given.
+
+    Attributes:
+        query_BHND, key_BHND: what it compared.
+        scale: what their products are multiplied with.
+    """
+
+    query_BHND: Tensor
+    key_BHND: Tensor
+    scale: float
 
 
 class Attention(TorchFunctionMode):
@@ -24,7 +38,7 @@ class Attention(TorchFunctionMode):
         mask_B11N: what is added to the logits of each key, for a model that gives its attention no mask.
 
     Attributes:
-        keys: the keys (B, H, N, D) of the calls so far.
+        calls: what the calls so far were given.
 
     Raises:
         MameLabError: (on leaving) no call came: the model computes attention in another way.
@@ -37,22 +51,24 @@ class Attention(TorchFunctionMode):
         self.bias_M = bias_M
         self.lengths = lengths
         self.mask_B11N = mask_B11N
-        self.keys: list[Tensor] = []
+        self.calls: list[Call] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        self.keys.append(args[1])
+        scale = kwargs.get("scale")
+        self.calls.append(Call(args[0], args[1], args[0].shape[-1] ** -0.5 if scale is None else scale))
         if self.bias_M is not None:
             return packed_attention(*args[:3], self.bias_M, self.lengths)
         return func(*args, **(kwargs if self.mask_B11N is None else kwargs | {"attn_mask": self.mask_B11N}))
 
     def __exit__(self, exc_type, exc_value, traceback) -> None:
         super().__exit__(exc_type, exc_value, traceback)
-        if exc_type is None and not self.keys:
+        if exc_type is None and not self.calls:
             raise MameLabError(
-                "mame=tome and mame.batch=packed need PyTorch's fused attention, which this model does not use: "
+                "methods on attention (such as mame=tome) and mame.batch=packed need PyTorch's fused attention, which "
+                "this model does not use: "
                 "unset TIMM_FUSED_ATTN, or choose another method or batch"
             )
 

@@ -38,10 +38,10 @@ class MaMe(Adaptive):
 
         return matching.cosine_similarity(tokens.x_BNC, tokens)
 
-    def targets(self, similarity_BTS: Tensor) -> Tensor:
+    def targets(self, similarity_BTS: Tensor, nearest_BS: Tensor) -> Tensor:
         from mame_lab.merging import matching
 
         if self.tau is None:
-            return super().targets(similarity_BTS)
+            return nearest_BS
         W_BTS = matching.threshold_weights(similarity_BTS, self.tau)
-        return W_BTS.where(W_BTS.sum(1, keepdim=True) > 0, matching.nearest_weights(similarity_BTS))
+        return W_BTS.where(W_BTS.sum(1, keepdim=True) > 0, matching.nearest_weights(nearest_BS, W_BTS))

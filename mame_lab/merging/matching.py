@@ -1,10 +1,12 @@
 """Which source goes to which target: similarities, and the formulas of MaMe (arXiv 2604.13432, section 3) on them.
 
-B batch, N tokens, C channels, T targets, S sources. Every W_BTS has columns (one source each) that sum to 1 or to 0.
+B batch, N tokens, P patch tokens, C channels, T targets, S sources. Every W_BTS has columns (one source each) that sum
+to 1 or to 0.
 """
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from mame_lab.merging.tokens import Tokens
 
@@ -19,10 +21,8 @@ def cosine_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
         y_BNC: what is compared: the tokens or something of theirs.
         tokens: says which are targets, sources and padding.
     """
-    y_BNC = _precise(y_BNC)
-    norm_BN1 = torch.linalg.vector_norm(y_BNC, dim=-1, keepdim=True).clamp(min=1e-12)
-    (target_BTC, source_BSC), (target_BT1, source_BS1) = tokens.split(y_BNC), tokens.split(norm_BN1)
-    return _without_padding(target_BTC @ source_BSC.mT / (target_BT1 * source_BS1.mT), tokens)
+    target_BTC, source_BSC = tokens.split(unit(y_BNC))
+    return _without_padding(target_BTC @ source_BSC.mT, tokens)
 
 
 def ward_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
@@ -46,6 +46,32 @@ def ward_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
     return _without_padding(1 - distance_BTS * factor_BTS / tokens.mean(square_BN1), tokens)
 
 
+def attraction(attention_BN1: Tensor, tokens: Tokens, of_attention: float, of_size: float) -> Tensor:
+    """How readily every target and every source merge by MCTF (arXiv 2403.10030); -inf for padding.
+
+    The paper divides attention and size by their least; that is one factor for all pairs.
+
+    Args:
+        attention_BN1: how much each token is attended to.
+        tokens: says which are targets, sources and padding, and their sizes.
+        of_attention, of_size: the temperatures.
+    """
+    score_BTS = (1 + cosine_similarity(tokens.x_BNC, tokens)) / 2
+    for y_BN1, temperature in ((attention_BN1, of_attention), (tokens.size_BN1, of_size)):
+        target_BT1, source_BS1 = tokens.split(y_BN1)
+        score_BTS = score_BTS * (target_BT1 * source_BS1.mT) ** (-1 / temperature)
+    return score_BTS
+
+
+def patch_mean(y_BPP: Tensor, tokens: Tokens) -> Tensor:
+    """The mean of each row over the patch tokens of its sample: (B, P), -inf for padding."""
+    if tokens.valid_BN is None:
+        return y_BPP.mean(2)
+    valid_BP = tokens.valid_BN[:, tokens.prefix :]
+    mean_BP = (y_BPP * valid_BP[:, None]).sum(2) / valid_BP.sum(1, keepdim=True)
+    return mean_BP.masked_fill(~valid_BP, float("-inf"))
+
+
 def threshold_weights(similarity_BTS: Tensor, tau: float) -> Tensor:
     """The paper's weights: similarity above `tau`, then what reaches the mean of its column, normalised.
 
@@ -56,19 +82,31 @@ def threshold_weights(similarity_BTS: Tensor, tau: float) -> Tensor:
     return _normalise_columns((W_BTS - (1 - MEAN_TOLERANCE) * mean_B1S).relu())
 
 
-def nearest_weights(similarity_BTS: Tensor) -> Tensor:
-    """Each source goes whole to its most similar target, the lower index where two are."""
-    targets_T = torch.arange(similarity_BTS.shape[1], device=similarity_BTS.device)
-    return (targets_T[:, None] == similarity_BTS.argmax(1, keepdim=True)).to(similarity_BTS.dtype)
+def nearest_weights(nearest_BS: Tensor, like_BTS: Tensor) -> Tensor:
+    """Each source goes whole to its nearest target: W_BTS of the shape and type of `like_BTS`."""
+    targets_T = torch.arange(like_BTS.shape[1], device=like_BTS.device)
+    return (targets_T[:, None] == nearest_BS[:, None]).to(like_BTS.dtype)
 
 
-def closest(similarity_BTS: Tensor, leave: int) -> Tensor:
-    """True for the `leave` sources of every sample whose best target is closest, ties to the lower index."""
-    score_BS = similarity_BTS.amax(1).nan_to_num(nan=float("-inf"))
-    index_S = torch.arange(score_BS.shape[1], device=score_BS.device)
-    mine_BS1, other_B1S = score_BS[:, :, None], score_BS[:, None]
-    ahead_BSS = (other_B1S > mine_BS1) | ((other_B1S == mine_BS1) & (index_S < index_S[:, None]))
-    return ahead_BSS.sum(-1) < leave
+def highest(score_BN: Tensor, number: int) -> Tensor:
+    """The places (B, R) of the R highest scores of every sample, the highest first, ties to the lower index."""
+    if torch.compiler.is_exporting():  # ONNX has no stable sort.
+        return _sorted_by_comparison(score_BN)[:, :number]
+    return score_BN.sort(dim=1, descending=True, stable=True).indices[:, :number]
+
+
+def _sorted_by_comparison(score_BN: Tensor) -> Tensor:
+    score_BN = score_BN.nan_to_num(nan=float("inf"))
+    here_N = torch.arange(score_BN.shape[1], device=score_BN.device)
+    mine_BN1, other_B1N = score_BN[:, :, None], score_BN[:, None]
+    ahead_BNN = (other_B1N > mine_BN1) | ((other_B1N == mine_BN1) & (here_N < here_N[:, None]))
+    rank_BN = ahead_BNN.sum(-1)
+    return torch.zeros_like(rank_BN).scatter(1, rank_BN, here_N.expand_as(rank_BN))
+
+
+def unit(y_BNC: Tensor) -> Tensor:
+    """Tokens of norm 1, in float32 at least."""
+    return normalize(_precise(y_BNC), dim=-1)
 
 
 def _precise(x: Tensor) -> Tensor:

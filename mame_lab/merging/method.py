@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 
+# What holds for a merge step of any method that does not give it up. That prefix tokens stay as they are, that a sample
+# does not depend on its batch (`depends_on_batch` apart) and that gradients are those of the merge holds for all.
+CONTRACTS = {
+    "copies": "tokens of which another is a copy are the first to be removed, which changes nothing",
+    "sizes": "the sum of the sizes is kept",
+    "mass": "the sum of the sizes times the tokens is kept",
+    "graph": "with a budget shapes are static, and a model compiles into one graph",
+}
+
 
 @dataclass
 class Method(ABC):
@@ -33,16 +42,21 @@ class Method(ABC):
             1/2), for late blocks are where merging harms least (the default with a target). With a target also
             `calibrated`: a list for the images at hand, found from where merging is cheap; `adaptive`: a threshold
             `tau` instead of a budget; and, with `flops`, `learned`: a threshold for each block, which train.py learns.
-        blocks: where to merge: the first n blocks or a list of indices. None: the first two thirds, rounded down; all
-            of them where the schedule is not constant.
+        blocks: where to merge: the first n blocks or a list of indices. None: where the method is published (`places`);
+            in all of them where the schedule is not constant.
         prop_attn: add the log of a token's size to its attention logits. Models trained without a supervised
             objective (MAE) are reported to do better without it.
-        clamp: let a block that has fewer sources than `r` lose all it has, instead of raising an error.
+        clamp: let a block in which fewer than `r` tokens can be removed lose all of these, instead of raising an error.
         grid: of merging in a U-Net, whose blocks are the resolutions at which it has self-attention, the finest first.
 
     Attributes:
         adaptive: whether the method can do without a budget: the tokens decide how many leave.
-        needs_keys: whether `plan` looks at the attention keys.
+        needs: what `plan` looks at of attention, a subset of {"keys", "queries"}.
+        needs_class_token: whether it looks at the attention of a class token.
+        places: the blocks that merge if `blocks` is None, a key of `schedule.PLACES`.
+        truncates: whether its authors clamp `r` of their own accord: it is clamped whatever `clamp` says, and logged.
+        pairs: see `Schedule`.
+        gives_up: which of `CONTRACTS` do not hold.
         random: whether it draws anew in every pass.
         restores: whether it merges in U-Nets, where a merge step is undone after attention (`match`).
     """
@@ -58,7 +72,12 @@ class Method(ABC):
     grid: Grid = field(default_factory=Grid)
 
     adaptive: ClassVar[bool] = False
-    needs_keys: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
+    needs_class_token: ClassVar[bool] = False
+    places: ClassVar[str] = "two thirds"
+    truncates: ClassVar[bool] = False
+    pairs: ClassVar[bool] = True
+    gives_up: ClassVar[frozenset[str]] = frozenset()
     random: ClassVar[bool] = False
     restores: ClassVar[bool] = False
 
@@ -149,10 +168,12 @@ class Method(ABC):
             raise MameLabError("mame.flops and mame.speedup are targets: apply what mame_lab.solve makes of them")
         if self.r is None and not self.adaptive:
             raise MameLabError(f"mame={self.method} needs a budget: set mame.r, mame.flops or mame.speedup")
-        return make_schedule(self.r, self.blocks, depth, self.clamp, self.schedule or "constant")
+        clamp = self.clamp or self.truncates
+        schedule = make_schedule(self.r, self.blocks, depth, clamp, self.schedule or "constant", self.places)
+        return replace(schedule, pairs=self.pairs)
 
-    def of_block(self, block: int) -> Method:
-        """The method as the block with this index is given it."""
+    def of_block(self, block: int, depth: int) -> Method:
+        """The method as the block with this index of so many is given it."""
         return self
 
     def __str__(self) -> str:
@@ -175,10 +196,19 @@ class Method(ABC):
         plan = self.plan(tokens, leave)
         return plan, *plan.merge(tokens.x_BNC, tokens.size_BN1)
 
-    def check_sequences(self) -> None:
-        """Raise MameLabError for what has a meaning in U-Nets only; vision transformers call it."""
+    def check_sequences(self, model: str, class_token: bool) -> None:
+        """Raise MameLabError for what does not fit a vision transformer.
+
+        Args:
+            model: what it is called.
+            class_token: whether its first token is a class token.
+        """
         if self.grid != Grid():
             raise MameLabError(f"mame.grid={self.grid} is for U-Nets: leave it out for a vision transformer")
+        if self.needs_class_token and not class_token:
+            raise MameLabError(
+                f"mame={self.method} goes by the attention of a class token, which this {model} has not: choose another"
+            )
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         """Where the sources of a grid of tokens would go, for a merge step that is undone after attention.

@@ -1,53 +1,57 @@
 """One merge step as explicit tensors: MaMe merges by it, MaRe restores by it.
 
-B batch, N tokens before, K tokens after, R tokens that leave, U tokens that may receive some, C channels; T targets,
-S sources. K, R and U count padding.
+Of eight tokens, the first a class token, let 3 merge into 2 and 7 into 4. Then `row_BN` is [0 1 2 2 3 4 5 3],
+`index_BK` [0 1 2 4 5 6], `source_BR` [3 7] and `row_BR` [2 3].
+
+B batch, N tokens before, K tokens after, R tokens that are removed, C channels; T targets, S sources. K and R count
+padding.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding, one_hot
+from torch.nn.functional import embedding, one_hot, pad
 
 from mame_lab.merging.tokens import Tokens
 
 
-class MergePlan(NamedTuple):
-    """Which tokens become which. Built by `make_plan`.
+class HardPlan(NamedTuple):
+    """Every removed token merges whole into one token that stays, or is dropped. Built by `make_plan`.
 
     Attributes:
-        W_BUR: how a token that leaves is spread over the U tokens that may receive some: a column sums to 1; to 0 where
-            the token is dropped, or the column padding.
-        row_BU: the places after the step of the tokens that may receive some (any place where the row of W is 0).
+        row_BN: the row after the step that each token continues as, or is merged into; K where there is none (dropped,
+            padding).
         index_BK: the token before the step that each token after it continues (0 for padding).
-        source_BR: the tokens that leave (0 for padding).
-        place_BN: the row of each token before the step among the tokens after it followed by those that left.
+        source_BR: the tokens that are removed.
+        row_BR: the rows that they are merged into; None: they are dropped.
+        valid_BR: False where `source_BR` is padding; None: no padding.
         valid_BK: False where a token after the step is padding; None: no padding.
         prefix: tokens at the front that never merge.
+        complete: whether every token has a row.
+        weight_BN1: what a merged token is the mean of its parts by; None: their sizes. Other weights give up that sizes
+            times tokens are kept.
         keep_norm: how much of the norm that a mean loses a merged token gets back: its norm is that of the mean of its
-            parts (0), the size-weighted mean of their norms (1), or between (geometrically).
+            parts (0), the one that `norm_of` says (1), or between (geometrically).
+        norm_of: the mean of the norms of the parts, by the same weights, or the largest.
     """
 
-    W_BUR: Tensor
-    row_BU: Tensor
+    row_BN: Tensor
     index_BK: Tensor
     source_BR: Tensor
-    place_BN: Tensor
+    row_BR: Tensor | None
+    valid_BR: Tensor | None
     valid_BK: Tensor | None
     prefix: int
+    complete: bool
+    weight_BN1: Tensor | None = None
     keep_norm: float = 0.0
-
-    @property
-    def W_BKR(self) -> Tensor:
-        """How the tokens that leave are spread over all tokens after the step."""
-        W_BKR = self.W_BUR.new_zeros(*self.index_BK.shape, self.W_BUR.shape[2])
-        return W_BKR.scatter_add(1, self.row_BU[..., None].expand_as(self.W_BUR), self.W_BUR)
+    norm_of: Literal["mean", "max"] = "mean"
 
     def merge(self, x_BNC: Tensor, size_BN1: Tensor) -> tuple[Tensor, Tensor]:
-        """Size-weighted merge: s'_k = s_k + W s_r and x'_k = (s_k x_k + W (s_r x_r)) / s'_k.
+        """Sizes add up, and x'_k is the mean of its parts: x_k + sum_r share_r (x_r - x_k).
 
-        A token that receives nothing keeps its value to the bit.
+        A token that nothing is merged into keeps its value to the bit.
 
         Args:
             x_BNC: tokens before the step.
@@ -56,111 +60,231 @@ class MergePlan(NamedTuple):
         Returns:
             x_BKC (the type of `x_BNC`) and size_BK1 (the type of `size_BN1`), in the order of the original positions.
         """
-        x_BKC, x_BRC = take(x_BNC, self.index_BK), take(x_BNC, self.source_BR)
-        size_BK1, size_BR1 = take(size_BN1, self.index_BK), take(size_BN1, self.source_BR)
-        if self.valid_BK is not None:
-            size_BK1 = size_BK1 * self.valid_BK[..., None]
-        x_BUC, size_BU1 = take(x_BKC, self.row_BU), take(size_BK1, self.row_BU)
-        gained_BUR = self.W_BUR * size_BR1.mT
-        gained_BU1 = gained_BUR.sum(2, keepdim=True)
-        total_BU1 = size_BU1 + gained_BU1
-        share_BUR = gained_BUR / torch.where(total_BU1 > 0, total_BU1, 1)
-        kept_BU1 = 1 - share_BUR.sum(2, keepdim=True)
-        y_BUC = torch.baddbmm(x_BUC * kept_BU1.to(x_BUC.dtype), share_BUR.to(x_BUC.dtype), x_BRC)
+        x_BKC, size_BK1 = take(x_BNC, self.index_BK), _kept_sizes(size_BN1, self.index_BK, self.valid_BK)
+        if self.row_BR is None:
+            return x_BKC, size_BK1
+        row_BR1, gained_BR1 = self.row_BR[..., None], self._of_removed(size_BN1)
+        total_BK1 = size_BK1.scatter_add(1, row_BR1, gained_BR1)
+        weight_BR1, weight_BK1 = gained_BR1, total_BK1
+        if self.weight_BN1 is not None:
+            weight_BR1 = self._of_removed(self.weight_BN1)
+            weight_BK1 = self.weight_BN1.gather(1, self.index_BK[..., None]).scatter_add(1, row_BR1, weight_BR1)
+        share_BR1 = weight_BR1 / weight_BK1.gather(1, row_BR1)
+
+        y_BKC = x_BKC.to(_precise(x_BNC))  # Half precision would lose what a sum of many holds.
+        y_MC, row_BR = y_BKC.flatten(0, 1), _flat(self.row_BR, y_BKC.shape[1])
+        moved_BRC = share_BR1 * (take(x_BNC, self.source_BR) - embedding(row_BR, y_MC))
+        y_MC.index_add_(0, row_BR.flatten(), moved_BRC.flatten(0, 1))
         if self.keep_norm:
-            norm_BU1 = kept_BU1 * norm(x_BUC) + share_BUR @ norm(x_BRC)
-            scale_BU1 = norm_BU1 / norm(y_BUC)
-            y_BUC = y_BUC * torch.where(kept_BU1 < 1, scale_BU1**self.keep_norm, 1).to(y_BUC.dtype)
-        return add(x_BKC, self.row_BU, y_BUC - x_BUC), add(size_BK1, self.row_BU, gained_BU1)
+            norm_BN1 = norm(x_BNC)
+            norm_BK1, norm_BR1 = norm_BN1.gather(1, self.index_BK[..., None]), self._of_removed(norm_BN1)
+            if self.norm_of == "max":
+                norm_BK1 = norm_BK1.scatter_reduce(1, row_BR1, norm_BR1, "amax")
+            else:
+                norm_BK1 = norm_BK1.scatter_add(1, row_BR1, share_BR1 * (norm_BR1 - norm_BK1.gather(1, row_BR1)))
+            y_BKC = y_BKC * _scale(norm_BK1 / norm(y_BKC), self.keep_norm, total_BK1 > size_BK1)
+        return y_BKC.to(x_BNC.dtype), total_BK1
+
+    def _of_removed(self, y_BN1: Tensor) -> Tensor:
+        """What belongs to the removed tokens: (B, R, 1), 0 for padding."""
+        y_BR1 = y_BN1.gather(1, self.source_BR[..., None])
+        return y_BR1 if self.valid_BR is None else y_BR1 * self.valid_BR[..., None]
+
+    def restore(self, x_BKC: Tensor) -> Tensor:
+        """MaRe: tokens return to their positions, a merged one as the token that it was merged into.
+
+        Returns:
+            x_BNC; a dropped token is 0, and so is padding.
+        """
+        return take(x_BKC if self.complete else pad(x_BKC, (0, 0, 0, 1)), self.row_BN)
+
+    def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The whole step as one matrix M_BKN: size' = M size and, of means by size, size' x' = M (size x).
+
+        Its transpose restores.
+        """
+        kept = self.index_BK.shape[1]
+        return one_hot(self.row_BN, kept + 1)[..., :kept].mT.to(dtype or torch.get_default_dtype())
+
+    def tokens(self) -> Tensor:
+        """Tokens a sample after the step, padding not counted, as an integer tensor of shape (B,)."""
+        return _count(self.index_BK, self.valid_BK)
+
+
+class SoftPlan(NamedTuple):
+    """Every removed token is spread over the targets, tokens that all stay. Built by `make_soft_plan`.
+
+    Attributes:
+        W_BTR: the share of each removed token that goes to each target: columns sum to 1, to 0 for padding.
+        row_BT: the rows of the targets after the step (any for padding).
+        row_BN: as in `HardPlan`; K for every removed token.
+        place_BN: the row of each token among those after the step followed by the removed ones.
+        index_BK, source_BR, valid_BK, prefix, keep_norm: as in `HardPlan`.
+    """
+
+    W_BTR: Tensor
+    row_BT: Tensor
+    row_BN: Tensor
+    place_BN: Tensor
+    index_BK: Tensor
+    source_BR: Tensor
+    valid_BK: Tensor | None
+    prefix: int
+    keep_norm: float = 0.0
+
+    def merge(self, x_BNC: Tensor, size_BN1: Tensor) -> tuple[Tensor, Tensor]:
+        """As `HardPlan.merge`: s'_k = s_k + W s_r and x'_k = (s_k x_k + W (s_r x_r)) / s'_k."""
+        x_BKC, x_BRC = take(x_BNC, self.index_BK), take(x_BNC, self.source_BR)
+        size_BK1 = _kept_sizes(size_BN1, self.index_BK, self.valid_BK)
+        x_BTC, size_BT1 = take(x_BKC, self.row_BT), size_BK1.gather(1, self.row_BT[..., None])
+        gained_BTR = self.W_BTR * size_BN1.gather(1, self.source_BR[..., None]).mT
+        gained_BT1 = gained_BTR.sum(2, keepdim=True)
+        total_BT1 = size_BT1 + gained_BT1
+        share_BTR = gained_BTR / torch.where(total_BT1 > 0, total_BT1, 1)
+        kept_BT1 = 1 - share_BTR.sum(2, keepdim=True)
+        y_BTC = torch.baddbmm(x_BTC * kept_BT1.to(x_BTC.dtype), share_BTR.to(x_BTC.dtype), x_BRC)
+        if self.keep_norm:
+            norm_BT1 = kept_BT1 * norm(x_BTC) + share_BTR @ norm(x_BRC)
+            y_BTC = y_BTC * _scale(norm_BT1 / norm(y_BTC), self.keep_norm, kept_BT1 < 1).to(y_BTC.dtype)
+        total_BK1 = size_BK1.scatter_add(1, self.row_BT[..., None], gained_BT1)
+        return add(x_BKC, self.row_BT, y_BTC - x_BTC), total_BK1
 
     def restore(self, x_BKC: Tensor) -> Tensor:
         """MaRe: tokens return to their positions, a merged one as the weighted mean W^T x' of those that took it.
 
         Returns:
-            x_BNC; a dropped token is 0, the places of padding hold arbitrary finite values.
+            x_BNC; the places of padding hold arbitrary finite values.
         """
-        x_BRC = self.W_BUR.mT.to(x_BKC.dtype) @ take(x_BKC, self.row_BU)
+        x_BRC = self.W_BTR.mT.to(x_BKC.dtype) @ take(x_BKC, self.row_BT)
         return take(torch.cat([x_BKC, x_BRC], 1), self.place_BN)
 
-    def matrix(self) -> Tensor:
-        """The whole step as one matrix M_BKN: size' = M size and, unless `keep_norm`, size' x' = M (size x).
-
-        Its transpose restores.
-        """
-        tokens = self.place_BN.shape[1]
-        M_BKN = one_hot(self.index_BK, tokens) + self.W_BKR @ one_hot(self.source_BR, tokens).to(self.W_BUR.dtype)
-        return M_BKN if self.valid_BK is None else M_BKN * self.valid_BK[..., None]
+    def matrix(self, dtype: torch.dtype | None = None) -> Tensor:
+        """As `HardPlan.matrix`."""
+        dtype, (batch, kept), tokens = dtype or torch.get_default_dtype(), self.index_BK.shape, self.row_BN.shape[1]
+        M_BKN = one_hot(self.row_BN, kept + 1)[..., :kept].mT.to(dtype)
+        spread_BTN = self.W_BTR.to(dtype) @ one_hot(self.source_BR, tokens).to(dtype)
+        return M_BKN.scatter_add(1, self.row_BT[..., None].expand(batch, -1, tokens), spread_BTN)
 
     def tokens(self) -> Tensor:
-        """Tokens a sample after the step, padding not counted, as an integer tensor of shape (B,)."""
-        if self.valid_BK is not None:
-            return self.valid_BK.sum(1)
-        batch, tokens = self.index_BK.shape
-        return torch.full((batch,), tokens, device=self.index_BK.device)
+        """As `HardPlan.tokens`."""
+        return _count(self.index_BK, self.valid_BK)
+
+
+MergePlan = HardPlan | SoftPlan
+
+
+def make_plan(
+    tokens: Tokens,
+    source_BR: Tensor,
+    target_BR: Tensor | None,
+    leaves_BR: Tensor | None = None,
+    weight_BN1: Tensor | None = None,
+    keep_norm: float = 0.0,
+    norm_of: Literal["mean", "max"] = "mean",
+) -> HardPlan:
+    """The plan by which some tokens are merged into others.
+
+    Args:
+        tokens: what the step merges.
+        source_BR: the places of the tokens to remove, different ones; no prefix tokens, no padding.
+        target_BR: the places of the tokens that they are merged into, which stay. None: they are dropped.
+        leaves_BR: False where a source stays after all; those that are removed come first. They are counted, which
+            costs one synchronisation with the device. None: all R are removed from every sample, and shapes are static.
+        weight_BN1, keep_norm, norm_of: see `HardPlan`.
+    """
+    layout = _lay_out(tokens, source_BR, target_BR, leaves_BR)
+    row_BR = None
+    if target_BR is not None:
+        row_BR = layout.row_BN.gather(1, layout.source_BR)
+        row_BR = row_BR if layout.valid_BR is None else row_BR * layout.valid_BR
+    complete = target_BR is not None and tokens.valid_BN is None
+    return HardPlan(
+        layout.row_BN,
+        layout.index_BK,
+        layout.source_BR,
+        row_BR,
+        layout.valid_BR,
+        layout.valid_BK,
+        tokens.prefix,
+        complete,
+        weight_BN1,
+        keep_norm,
+        norm_of,
+    )
+
+
+def make_soft_plan(
+    tokens: Tokens, source_BR: Tensor, W_BTR: Tensor, leaves_BR: Tensor | None = None, keep_norm: float = 0.0
+) -> SoftPlan:
+    """The plan by which some tokens are spread over the targets of `Tokens.split`, none of which is removed.
+
+    Args:
+        tokens, source_BR, leaves_BR, keep_norm: see `make_plan`.
+        W_BTR: how each source is spread over all targets: columns that sum to 1. Those of sources that stay do not
+            count.
+    """
+    layout = _lay_out(tokens, source_BR, None, leaves_BR)
+    kept, removed = layout.index_BK.shape[1], layout.source_BR.shape[1]
+    W_BTR = W_BTR[..., :removed].to(_precise(tokens.x_BNC))
+    here_BR = torch.arange(kept, kept + removed, device=source_BR.device).expand_as(layout.source_BR)
+    if layout.valid_BR is not None:
+        W_BTR = W_BTR * layout.valid_BR[:, None]
+        here_BR = here_BR.where(layout.valid_BR, layout.row_BN.gather(1, layout.source_BR))
+    place_BN = layout.row_BN.scatter(1, layout.source_BR, here_BR)
+    row_BT = tokens.split(layout.row_BN[..., None])[0][..., 0]
+    if tokens.valid_BN is not None:
+        place_BN, row_BT = place_BN.clamp(max=kept + removed - 1), row_BT.clamp(max=kept - 1)
+    return SoftPlan(
+        W_BTR,
+        row_BT,
+        layout.row_BN,
+        place_BN,
+        layout.index_BK,
+        layout.source_BR,
+        layout.valid_BK,
+        tokens.prefix,
+        keep_norm,
+    )
+
+
+class _Layout(NamedTuple):
+    """Where the tokens of a step lie; see `HardPlan`."""
+
+    row_BN: Tensor
+    index_BK: Tensor
+    source_BR: Tensor
+    valid_BR: Tensor | None
+    valid_BK: Tensor | None
+
+
+def _lay_out(tokens: Tokens, source_BR: Tensor, target_BR: Tensor | None, leaves_BR: Tensor | None) -> _Layout:
+    batch, n, removed = *tokens.x_BNC.shape[:2], source_BR.shape[1]
+    here_BN = torch.arange(n, device=source_BR.device).expand(batch, -1)
+    into_BR = torch.full_like(source_BR, -1) if target_BR is None else target_BR
+    into_BR = into_BR if leaves_BR is None else into_BR.where(leaves_BR, source_BR)
+    into_BN = here_BN.scatter(1, source_BR, into_BR)
+    stays_BN = into_BN == here_BN
+    stays_BN = stays_BN if tokens.valid_BN is None else stays_BN & tokens.valid_BN
+    count_BN = stays_BN.cumsum(1)
+    kept_B, kept, padded = count_BN[:, -1], n - removed, tokens.valid_BN is not None
+    if leaves_BR is not None:
+        counts = torch.stack([kept_B.min(), kept_B.max(), leaves_BR.sum(1).max()])
+        fewest, kept, removed = counts.tolist()
+        padded = fewest < kept
+        source_BR, leaves_BR = source_BR[:, :removed], leaves_BR[:, :removed]
+    if target_BR is None:
+        row_BN = torch.where(stays_BN, count_BN - 1, kept)
+    else:
+        row_BN = count_BN.gather(1, into_BN) - 1
+        row_BN = row_BN if tokens.valid_BN is None else row_BN.where(tokens.valid_BN, kept)
+    index_BK = here_BN.new_zeros(batch, kept + 1).scatter(1, count_BN * stays_BN, here_BN)[:, 1:]
+    valid_BK = torch.arange(kept, device=kept_B.device) < kept_B[:, None] if padded else None
+    return _Layout(row_BN, index_BK, source_BR, leaves_BR, valid_BK)
 
 
 def take(x_BNC: Tensor, index_BK: Tensor) -> Tensor:
     """The tokens x_BKC at the given places. Whole rows by one flat index: many times faster than `gather` on a CPU."""
     return embedding(_flat(index_BK, x_BNC.shape[1]), x_BNC.flatten(0, 1))
-
-
-def make_plan(
-    tokens: Tokens, leaves_BS: Tensor, targets: Tensor | None, leave: int | None, keep_norm: float = 0.0
-) -> MergePlan:
-    """The plan by which sources (the patch tokens at odd places) go to targets (those at even places).
-
-    Args:
-        tokens: what the step merges.
-        leaves_BS: True where a source leaves.
-        targets: nearest_BS, the target that each source goes to as a whole; or W_BTS, how it is spread over all of
-            them, columns that sum to 1. Those of sources that stay do not count. None: tokens that leave are dropped.
-        leave: the number of sources that leave in every sample, where it is known: shapes are then static. None: they
-            are counted, which costs one synchronisation with the device.
-        keep_norm: see `MergePlan`.
-    """
-    x_BNC, prefix = tokens.x_BNC, tokens.prefix
-    leaves_BN = leaves_BS.new_zeros(x_BNC.shape[:2])
-    leaves_BN[:, prefix + 1 :: 2] = leaves_BS
-    stays_BN = ~leaves_BN if tokens.valid_BN is None else tokens.valid_BN & ~leaves_BN
-    kept_B, left_B = stays_BN.sum(1), leaves_BN.sum(1)
-    if leave is None:
-        fewest, kept, left = torch.stack([kept_B.min(), kept_B.max(), left_B.max()]).tolist()
-        padded = fewest < kept
-    else:
-        kept, left = x_BNC.shape[1] - leave, leave
-        padded = tokens.valid_BN is not None
-
-    nowhere = kept + left
-    here_N = torch.arange(x_BNC.shape[1], device=x_BNC.device)
-    place_BN = torch.where(leaves_BN, kept + leaves_BN.cumsum(1), stays_BN.cumsum(1)) - 1
-    place_BN = place_BN.where(leaves_BN | stays_BN, nowhere)
-    order_BN = place_BN.new_zeros(x_BNC.shape[0], nowhere + 1).scatter(1, place_BN, here_N.expand_as(place_BN))
-    index_BK, source_BR = order_BN[:, :kept], order_BN[:, kept:nowhere]
-
-    real_BR = here_N[:left] < left_B[:, None]
-    row_BU, W_BUR = _spread(targets, (source_BR - prefix - 1).clamp(min=0) // 2, real_BR, place_BN[:, prefix::2])
-    W_BUR = W_BUR.to(torch.promote_types(x_BNC.dtype, torch.float32))
-    valid_BK = here_N[:kept] < kept_B[:, None] if padded else None
-    places = place_BN.clamp(max=nowhere - 1)
-    return MergePlan(W_BUR, row_BU.clamp(max=kept - 1), index_BK, source_BR, places, valid_BK, prefix, keep_norm)
-
-
-def _spread(targets: Tensor | None, column_BR: Tensor, real_BR: Tensor, place_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """row_BU and W_BUR from the `targets` of `make_plan`; the sources that leave are its columns `column_BR`."""
-    if targets is None:
-        return column_BR[:, :0], column_BR[:, :0, None].expand(-1, -1, column_BR.shape[1])
-    if targets.dim() == 3:
-        W_BTR = targets.gather(2, column_BR[:, None].expand(-1, targets.shape[1], -1))
-        return place_BT, W_BTR * real_BR[:, None]
-    row_BR = place_BT.gather(1, targets.gather(1, column_BR))
-    same_BRR = (row_BR[:, :, None] == row_BR[:, None]) & real_BR[:, None]
-    taken_BR = same_BRR.tril(-1).any(2)
-    return row_BR, same_BRR & ~taken_BR[..., None]
-
-
-def _flat(index_BK: Tensor, tokens: int) -> Tensor:
-    """The places in a batch whose samples, of so many tokens each, lie one after the other."""
-    return index_BK + torch.arange(index_BK.shape[0], device=index_BK.device)[:, None] * tokens
 
 
 def add(x_BKC: Tensor, row_BU: Tensor, y_BUC: Tensor) -> Tensor:
@@ -171,6 +295,32 @@ def add(x_BKC: Tensor, row_BU: Tensor, y_BUC: Tensor) -> Tensor:
 
 def norm(x_BNC: Tensor) -> Tensor:
     """The norm of every token, not quite 0 where it is 0, so that it has a quotient and a gradient."""
-    dtype = torch.promote_types(x_BNC.dtype, torch.float32)
+    dtype = _precise(x_BNC)
     norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True, dtype=dtype)
     return norm_BN1.clamp(min=torch.finfo(dtype).tiny)
+
+
+def _flat(index_BK: Tensor, tokens: int) -> Tensor:
+    """The places in a batch whose samples, of so many tokens each, lie one after the other."""
+    return torch.add(index_BK, torch.arange(index_BK.shape[0], device=index_BK.device)[:, None], alpha=tokens)
+
+
+def _kept_sizes(size_BN1: Tensor, index_BK: Tensor, valid_BK: Tensor | None) -> Tensor:
+    size_BK1 = size_BN1.gather(1, index_BK[..., None])
+    return size_BK1 if valid_BK is None else size_BK1 * valid_BK[..., None]
+
+
+def _scale(ratio_BK1: Tensor, keep_norm: float, merged_BK1: Tensor) -> Tensor:
+    """What merged tokens are multiplied with; 1 for the others."""
+    return torch.where(merged_BK1, ratio_BK1**keep_norm, 1)
+
+
+def _count(index_BK: Tensor, valid_BK: Tensor | None) -> Tensor:
+    if valid_BK is not None:
+        return valid_BK.sum(1)
+    batch, tokens = index_BK.shape
+    return torch.full((batch,), tokens, device=index_BK.device)
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -16,6 +16,14 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "rising": lambda place: 2 * place,
 }
 
+# Which blocks of a model of so many merge unless it is said, by the places where a method is published.
+PLACES: dict[str, Callable[[int], list[int]]] = {
+    "two thirds": lambda depth: list(range(2 * depth // 3)),
+    "all": lambda depth: list(range(depth)),
+    "all but the first": lambda depth: list(range(1, depth)),
+    "quarters": lambda depth: sorted({depth * quarter // 4 for quarter in (1, 2, 3)}),
+}
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -25,10 +33,13 @@ class Schedule:
         amounts: one entry a block: 0 (the block does not merge), a number of tokens, a fraction of the patch
             tokens present, or None (the method decides from the tokens how many leave).
         clamp: truncate to the source tokens present instead of raising an error.
+        pairs: whether every token that is removed needs one of its own that stays, so that half of them can be removed;
+            otherwise all but one.
     """
 
     amounts: tuple[int | float | None, ...]
     clamp: bool = False
+    pairs: bool = True
 
     @property
     def off(self) -> bool:
@@ -41,12 +52,14 @@ class Schedule:
         Args:
             block: its index.
             patches: the patch tokens.
-            sources: how many of them can leave. None: half of them, rounded down.
+            sources: how many of them can leave. None: as many as `pairs` says, half of them rounded down.
 
         Raises:
             MameLabError: more tokens are to leave than there are sources, and `clamp` is off.
         """
-        asked, sources = self._asked(block, patches), patches // 2 if sources is None else sources
+        asked = self._asked(block, patches)
+        if sources is None:
+            sources = patches // 2 if self.pairs else max(patches - 1, 0)
         if asked is None or asked <= sources:
             return asked
         if self.clamp:
@@ -60,7 +73,7 @@ class Schedule:
     def walk(self, patches: int, warn: bool = False) -> list[int | None]:
         """The tokens that leave in each block if `patches` patch tokens enter the first; None where the input decides.
 
-        With `warn`, a list that `clamp` truncated is logged.
+        With `warn`, what results is logged where `clamp` truncated.
         """
         leaving, truncated = [], False
         for block in range(len(self.amounts)):
@@ -68,7 +81,7 @@ class Schedule:
             truncated |= leaving[-1] != self._asked(block, patches)
             patches -= leaving[-1] or 0
         if truncated and warn:
-            log.warning("mame.clamp=true truncated mame.r to %s", leaving)
+            log.warning("mame.r is truncated to %s, for some blocks have fewer tokens that can be removed", leaving)
         return leaving
 
     def _asked(self, block: int, patches: int) -> int | None:
@@ -77,17 +90,20 @@ class Schedule:
         return math.floor(amount * patches + 1e-9) if isinstance(amount, float) else amount
 
 
-def merging_blocks(blocks: int | list[int] | None, depth: int, shape: str = "constant") -> list[int]:
+def merging_blocks(
+    blocks: int | list[int] | None, depth: int, shape: str = "constant", places: str = "two thirds"
+) -> list[int]:
     """The indices of the blocks that merge.
 
     Args:
-        blocks: the first n blocks, a list of indices (negative ones count from the end), or None: the first two
-            thirds, rounded down; all of them where the schedule is not constant.
+        blocks: the first n blocks, a list of indices (negative ones count from the end), or None: those that `places`
+            says; all of them where the schedule is not constant.
         depth: the number of blocks of the model.
         shape: the schedule.
+        places: a key of `PLACES`.
     """
     if blocks is None:
-        return list(range(2 * depth // 3 if shape == "constant" else depth))
+        return PLACES[places if shape == "constant" else "all"](depth)
     indices = list(range(blocks)) if isinstance(blocks, int) else [i + depth if i < 0 else i for i in blocks]
     if any(not 0 <= i < depth for i in indices) or len(set(indices)) < len(indices):
         raise MameLabError(
@@ -98,7 +114,12 @@ def merging_blocks(blocks: int | list[int] | None, depth: int, shape: str = "con
 
 
 def make_schedule(
-    r, blocks: int | list[int] | None, depth: int, clamp: bool = False, shape: str = "constant"
+    r,
+    blocks: int | list[int] | None,
+    depth: int,
+    clamp: bool = False,
+    shape: str = "constant",
+    places: str = "two thirds",
 ) -> Schedule:
     """The schedule of a model with `depth` blocks.
 
@@ -107,6 +128,7 @@ def make_schedule(
             with one of these for each block of the model, or None: the method decides.
         blocks: see `merging_blocks`; must be None when `r` is a list.
         shape: one of `SHAPES`: how `r` varies over the merging blocks.
+        places: see `merging_blocks`.
     """
     if isinstance(r, list):
         if blocks is not None or shape != "constant":
@@ -116,7 +138,7 @@ def make_schedule(
         if len(r) != depth:
             raise MameLabError(f"mame.r={r} has {len(r)} entries: give one for each of the {depth} blocks")
         return Schedule(tuple(r), clamp)
-    chosen = merging_blocks(blocks, depth, shape)
+    chosen = merging_blocks(blocks, depth, shape, places)
     amounts = [r] * len(chosen) if r is None else shaped(r, shape, len(chosen))
     return over_blocks(amounts, chosen, depth, clamp)
 

@@ -76,7 +76,7 @@ class MergeState(NamedTuple):
             method: decides which tokens merge.
             x_BNC: the tokens between attention and MLP.
             input_BNC: what attention was given.
-            attention: what `attention` gave, where the keys were captured.
+            attention: what `attention` gave, where it captured what the method needs.
             leave: tokens that leave in every sample; None: the method decides.
 
         Returns:
@@ -102,7 +102,7 @@ class MergeState(NamedTuple):
         return self.bias_B11N if self.packing is None else None
 
     def attention(self, capture: bool, mask_B11N: Tensor | None = None) -> AbstractContextManager[Attention | None]:
-        """What a block attends in: it keeps packed samples apart and, if `capture`, gives the keys (else None).
+        """What a block attends in: it keeps packed samples apart and, if `capture`, sees keys and queries (else None).
 
         Its attention gets `mask_B11N` there, where the block itself takes no mask.
         """
@@ -134,8 +134,20 @@ class MergeState(NamedTuple):
         size_BN1 = self.size_BN1
         if size_BN1 is None:
             size_BN1 = x_BNC.new_ones(*x_BNC.shape[:2], 1, dtype=torch.promote_types(x_BNC.dtype, torch.float32))
-        key_BND = self.unpack(attention.keys[0].mean(1)) if attention is not None and method.needs_keys else None
-        return Tokens(x_BNC, input_BNC, size_BN1, self.prefix, self.valid_BN, key_BND)
+        tokens = Tokens(x_BNC, input_BNC, size_BN1, self.prefix, self.valid_BN, bias_B11N=self.bias_B11N)
+        if attention is None or not method.needs:
+            return tokens
+        call = attention.calls[0]
+        return tokens._replace(
+            key_BHND=self._unpack_heads(call.key_BHND) if "keys" in method.needs else None,
+            query_BHND=self._unpack_heads(call.query_BHND) if "queries" in method.needs else None,
+            scale=call.scale,
+        )
+
+    def _unpack_heads(self, key_BHND: Tensor) -> Tensor:
+        if self.packing is None:
+            return key_BHND
+        return self.unpack(key_BHND.transpose(1, 2).flatten(2)).unflatten(2, (key_BHND.shape[1], -1)).transpose(1, 2)
 
 
 def merge_step(method: Method, tokens: Tokens, leave: int | None) -> tuple[MergePlan, Tensor, Tensor, Tensor | None]:

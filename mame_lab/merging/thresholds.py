@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mame_lab.merging.bipartite import Adaptive
 from mame_lab.merging.matching import nearest_weights
 from mame_lab.merging.method import Method
-from mame_lab.merging.plan import MergePlan, add, make_plan, norm
+from mame_lab.merging.plan import MergePlan, add, norm
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.tokens import Tokens
 
@@ -88,16 +88,16 @@ class Learning(Method):
         return self.base.packed
 
     @property
-    def needs_keys(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.base.needs_keys
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base.needs
 
-    def check_sequences(self) -> None:
-        self.base.check_sequences()
+    def check_sequences(self, model: str, class_token: bool) -> None:
+        self.base.check_sequences(model, class_token)
 
     def schedule_for(self, depth: int) -> Schedule:
         return self.base.schedule_for(depth)
 
-    def of_block(self, block: int) -> Learning:
+    def of_block(self, block: int, depth: int) -> Learning:
         return replace(self, block=block)
 
     def learned(self) -> Adaptive:
@@ -117,18 +117,22 @@ class Learning(Method):
         base = copy(self.base)
         base.tau = tau.detach()
         similarity_BTS = base.similarity(tokens)
-        leaves_BS, targets = base.leaving(similarity_BTS, leave), base.targets(similarity_BTS)
-        plan = make_plan(tokens, leaves_BS, targets, leave, base.keep_norm)
+        best_BS, nearest_BS = similarity_BTS.detach().max(1)
+        order_BR, leaves_BR = base.leaving(best_BS, leave)
+        targets = base.targets(similarity_BTS, nearest_BS)
+        plan = base.merging(tokens, order_BR, leaves_BR, targets)
         x_BKC, size_BK1 = plan.merge(tokens.x_BNC, tokens.size_BN1)
 
-        best_BS = similarity_BTS.detach().amax(1)
+        leaves_BS = torch.zeros_like(best_BS, dtype=torch.bool).scatter(1, order_BR, True)
+        if leaves_BR is not None:
+            leaves_BS = leaves_BS.scatter(1, order_BR, leaves_BR)
         soft_B = soft_count(best_BS, tau, temperature)
         self.leaving[self.block] = leaves_BS.sum(1) + _gradient_of(soft_B)
         if not tau.requires_grad or not torch.is_grad_enabled():
             return plan, x_BKC, size_BK1
         sigma_BS = ((best_BS - tau) / temperature).sigmoid()
         gate_BS = _gradient_of(sigma_BS).masked_fill(leaves_BS, 0)
-        W_BTS = targets.detach() if targets.dim() == 3 else nearest_weights(similarity_BTS.detach())
+        W_BTS = targets.detach() if targets.dim() == 3 else nearest_weights(targets, similarity_BTS)
         return plan, *gated(plan, x_BKC, size_BK1, tokens, W_BTS * (leaves_BS + gate_BS)[:, None])
 
 
@@ -157,10 +161,10 @@ def gated(plan: MergePlan, x_BKC: Tensor, size_BK1: Tensor, tokens: Tokens, move
         mean_BTC = mean_BTC * scale_BT1**plan.keep_norm
 
     last = x_BKC.shape[1] - 1
-    row_BT, row_BS = (row_BN1[..., 0].clamp(max=last) for row_BN1 in tokens.split(plan.place_BN[..., None]))
+    row_BT, row_BS = (row_BN1[..., 0].clamp(max=last) for row_BN1 in tokens.split(plan.row_BN[..., None]))
     kept_BS1 = -gained_BTS.sum(1)[..., None]
     x_BKC = add(x_BKC, row_BT, _gradient_of(mean_BTC).to(x_BKC.dtype))
-    size_BK1 = add(size_BK1, row_BT, _gradient_of(total_BT1))
+    size_BK1 = add(size_BK1.clone(), row_BT, _gradient_of(total_BT1))
     return x_BKC, add(size_BK1, row_BS, _gradient_of(kept_BS1))
 
 

@@ -1,10 +1,11 @@
 """What a method may look at when it decides which tokens merge.
 
-B batch, N tokens, C channels, D channels of a head, T targets, S sources.
+B batch, N tokens, C channels, H heads, D channels of a head, T targets, S sources.
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -17,7 +18,10 @@ class Tokens(NamedTuple):
         size_BN1: how many original tokens each one stands for, 0 for padding.
         prefix: tokens at the front that never merge (class, register).
         valid_BN: False where a token is padding; None: no padding.
-        key_BND: the attention keys, mean over heads; None unless the method says `needs_keys`.
+        key_BHND, query_BHND: what attention compared, after rotation where there is one; None unless the method `needs`
+            them.
+        scale: what it multiplied their products with.
+        bias_B11N: what it added to its logits (proportional attention, padding); None: nothing.
         partition: the places (T,) of the targets and (S,) of the sources; None: patch tokens at even and at odd places.
         windows: how many successive samples are windows of one grid.
     """
@@ -27,7 +31,10 @@ class Tokens(NamedTuple):
     size_BN1: Tensor
     prefix: int
     valid_BN: Tensor | None = None
-    key_BND: Tensor | None = None
+    key_BHND: Tensor | None = None
+    query_BHND: Tensor | None = None
+    scale: float = 1.0
+    bias_B11N: Tensor | None = None
     partition: tuple[Tensor, Tensor] | None = None
     windows: int = 1
 
@@ -36,6 +43,16 @@ class Tokens(NamedTuple):
         if self.partition is not None:
             return y_BNC[:, self.partition[0]], y_BNC[:, self.partition[1]]
         return y_BNC[:, self.prefix :: 2], y_BNC[:, self.prefix + 1 :: 2]
+
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The places (T,) of the targets and (S,) of the sources."""
+        if self.partition is not None:
+            return self.partition
+        tokens, device = self.x_BNC.shape[1], self.x_BNC.device
+        return (
+            torch.arange(self.prefix, tokens, 2, device=device),
+            torch.arange(self.prefix + 1, tokens, 2, device=device),
+        )
 
     def mean(self, y_BN1: Tensor) -> Tensor:
         """Mean over the patch tokens of every sample, or of the grid that it is a window of; padding does not count.
@@ -50,3 +67,32 @@ class Tokens(NamedTuple):
             return y_BN1.mean(1, keepdim=True)
         valid_BN1 = self.valid_BN[:, self.prefix :, None]
         return (y_BN1 * valid_BN1).sum(1, keepdim=True) / valid_BN1.sum(1, keepdim=True)
+
+    def mean_key(self) -> Tensor:
+        """The attention keys, mean over heads: key_BND."""
+        assert self.key_BHND is not None  # For methods whose `needs` has "keys".
+        return self.key_BHND.mean(1)
+
+    def class_attention(self) -> Tensor:
+        """How much the class token (the first one) attends to each token, mean over heads: (B, N), 0 for padding.
+
+        In float32 at least; the rows sum to 1. For methods whose `needs` has "keys" and "queries".
+        """
+        return self._attention(1).mean((1, 2))
+
+    def attention_received(self) -> Tensor:
+        """How much all tokens attend to each token, mean over them and heads: as `class_attention`."""
+        attention_BHNN = self._attention(self.x_BNC.shape[1])
+        if self.valid_BN is None:
+            return attention_BHNN.mean((1, 2))
+        valid_BNN = self.valid_BN[..., None] / self.valid_BN.sum(1)[:, None, None]
+        return (attention_BHNN.mean(1) * valid_BNN).sum(1)
+
+    def _attention(self, queries: int) -> Tensor:
+        """How the first so many tokens attend to all: (B, H, queries, N)."""
+        assert self.key_BHND is not None
+        assert self.query_BHND is not None
+        dtype = torch.promote_types(self.key_BHND.dtype, torch.float32)
+        query_BHND = self.query_BHND[:, :, :queries].to(dtype) * self.scale
+        logits_BHNN = query_BHND @ self.key_BHND.to(dtype).mT
+        return (logits_BHNN if self.bias_B11N is None else logits_BHNN + self.bias_B11N).softmax(-1)

@@ -35,6 +35,7 @@ class Ward(Adaptive):
 
     method: str = "ward"
     default_tau: ClassVar[float] = 0.95
+    gives_up: ClassVar[frozenset[str]] = frozenset({"mass"})
     keep_norm: ClassVar[float] = 0.5
 
     def __post_init__(self) -> None:

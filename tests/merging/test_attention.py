@@ -75,8 +75,10 @@ def test_keys_are_seen_and_attention_is_left_as_it_is():
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         (y + 1).softmax(-1)
     assert torch.equal(y, F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
-    (key,) = attention.keys
-    assert key is k
+    (call,) = attention.calls
+    assert call.query_BHND is q
+    assert call.key_BHND is k
+    assert call.scale == 0.25
 
 
 def test_a_mask_reaches_attention_that_is_given_none():
@@ -85,12 +87,13 @@ def test_a_mask_reaches_attention_that_is_given_none():
     with Attention(mask_B11N=mask_B11N) as attention:
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=None, scale=0.1)
     assert torch.equal(y, F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11N, scale=0.1))
-    assert attention.keys[0] is k
+    assert attention.calls[0].key_BHND is k
+    assert attention.calls[0].scale == 0.1
 
 
 def test_attention_in_another_way_is_an_error_that_says_what_to_do():
     with (
-        pytest.raises(MameLabError, match=r"mame=tome and mame.batch=packed need .* TIMM_FUSED_ATTN") as error,
+        pytest.raises(MameLabError, match=r"mame=tome.* and mame.batch=packed need .* TIMM_FUSED_ATTN") as error,
         Attention(),
     ):
         torch.ones(2, 2).softmax(-1)

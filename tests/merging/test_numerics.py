@@ -4,12 +4,15 @@ import pytest
 import torch
 from made_tokens import advance, copies, plain, rand
 
-from mame_lab.merging import Drop, MaMe, ToMe, Ward
+from mame_lab.merging import ATC, MCTF, Drop, EViT, MaMe, PiToMe, ToFu, ToMe, Ward
 from mame_lab.merging.state import MergeState, attention_bias
 from mame_lab.merging.tokens import Tokens
 
+# By a budget of 2.
+PUBLISHED = [ToMe(r=2), PiToMe(r=2), ToFu(r=2), ToFu(r=2).of_block(1, 2), MCTF(r=2), ATC(r=2), EViT(r=2)]
 
-@pytest.mark.parametrize("method", [MaMe(r=2), MaMe(r=2, tau=0.5), Ward(r=2), ToMe(r=2), Drop(r=2)], ids=str)
+
+@pytest.mark.parametrize("method", [MaMe(r=2), MaMe(r=2, tau=0.5), Ward(r=2), Drop(r=2), *PUBLISHED], ids=str)
 def test_nan_tokens_keep_static_shapes(method):
     """A diverged model must show as NaN, not as an index error."""
     y, _ = advance(MergeState(1), method, torch.full((1, 9, 3), float("nan")), 2)
@@ -60,7 +63,7 @@ def test_half_precision_selects_what_single_precision_does(dtype, method, leave)
     x = (torch.randn(1, 1, 32, generator=generator) + 0.7 * torch.randn(2, 99, 32, generator=generator)).to(dtype)
     half, single = method.plan(plain(x, 1), leave), method.plan(plain(x.float(), 1), leave)
     assert torch.equal(half.index_BK, single.index_BK)
-    assert torch.equal(half.W_BKR, single.W_BKR)
+    assert torch.equal(half.matrix(), single.matrix())
     size = torch.ones(2, 99, 1)
     y, expected = half.merge(x, size)[0].float(), single.merge(x.float(), size)[0]
     torch.testing.assert_close(y, expected, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
@@ -86,8 +89,8 @@ def test_autocast_keeps_mass_and_restores(method):
         (MaMe(r=2, tau=0.1), 2),
         (Ward(tau=0.2), None),
         (Ward(r=2), 2),
-        (ToMe(r=2), 2),
         (Drop(r=2), 2),
+        *((method, 2) for method in PUBLISHED),
     ],
     ids=str,
 )
@@ -99,7 +102,7 @@ def test_gradients_are_those_of_the_merge(method, leave):
 
     def step(x):
         torch.manual_seed(0)
-        plan = method.plan(Tokens(x, x, sizes, 1, key_BND=x), leave)
+        plan = method.plan(Tokens(x, x, sizes, 1, key_BHND=x[:, None], query_BHND=x[:, None]), leave)
         y, size = plan.merge(x, sizes)
         valid = size[..., 0] > 0
         bias = attention_bias(size, plan.valid_BK, prop_attn=True)

@@ -2,7 +2,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from mame_lab import MameLabError
-from mame_lab.merging import METHODS, Drop, MaMe, ToMe, Ward
+from mame_lab.merging import ATC, MCTF, METHODS, Drop, EViT, MaMe, PiToMe, ToFu, ToMe, Ward
 from mame_lab.merging.schedule import make_schedule
 
 
@@ -44,6 +44,41 @@ def test_tokens_that_leave(settings, depth, patches, leaving):
 )
 def test_ward_without_a_budget_merges_in_all_blocks(settings, leaving):
     assert Ward(**settings).schedule_for(4).walk(64) == leaving
+
+
+TWELVE_TIMES_16 = [16] * 11 + [10]
+
+
+@pytest.mark.parametrize(
+    ("method", "depth", "leaving"),
+    [
+        (ToMe(r=16), 12, TWELVE_TIMES_16),
+        (ToFu(r=16), 12, TWELVE_TIMES_16),
+        (PiToMe(r=16), 12, TWELVE_TIMES_16),
+        (MCTF(r=16), 12, [0] + [16] * 11),
+        (ToMe(r=16, blocks=2), 12, [16, 16] + [0] * 10),
+        (ToMe(r=0.5), 3, [98, 49, 24]),
+        (EViT(r=0.3), 12, [0, 0, 0, 58, 0, 0, 41, 0, 0, 29, 0, 0]),
+        (ATC(r=60), 12, [0, 0, 0, 60, 0, 0, 60, 0, 0, 60, 0, 0]),
+        (ATC(r=[0, 195, 0]), 3, [0, 195, 0]),
+        (EViT(r=10, schedule="linear"), 3, [20, 10, 0]),
+        (EViT(r=10), 2, [10, 10]),
+    ],
+)
+def test_a_published_method_merges_where_it_is_published(method, depth, leaving):
+    assert method.schedule_for(depth).walk(196) == leaving
+
+
+def test_what_a_method_truncates_of_its_own_accord_is_logged(caplog):
+    ToMe(r=16).schedule_for(12).walk(196, warn=True)
+    assert str(TWELVE_TIMES_16) in caplog.text
+
+
+@pytest.mark.parametrize("method", [EViT, ATC])
+def test_one_token_stays_at_the_least(method):
+    with pytest.raises(MameLabError, match=r"mame.r=196 is too large for block 0: 196 patch tokens.* 195 are sources"):
+        method(r=[196]).schedule_for(1).walk(196)
+    assert method(r=[300], clamp=True).schedule_for(1).walk(196) == [195]
 
 
 def test_too_large_names_the_block_and_the_way_out():

@@ -57,7 +57,7 @@ def test_thresholds_are_between_1_and_minus_1_and_one_stays_off():
 @pytest.mark.parametrize("base", [Ward(tau=0.3), MaMe(tau=0.7), Ward(tau=0.3, prop_attn=False)], ids=str)
 def test_a_step_is_to_the_bit_that_of_the_method(base):
     learner = learning(base, [base.tau])
-    expected = merge_step(learner.learned().of_block(0), tokens(), None)
+    expected = merge_step(learner.learned().of_block(0, 1), tokens(), None)
     plan, *made = merge_step(learner, tokens(), None)
     assert all(tensor.requires_grad for tensor in made[:2])
     for ours, theirs in zip(made, expected[1:], strict=True):
@@ -68,7 +68,7 @@ def test_a_step_is_to_the_bit_that_of_the_method(base):
 def naive(base, given, shares_BS):
     """A merge step source by source, where any share of a source goes to its target and the rest stays."""
     similarity_BTS = base.similarity(given)
-    targets = base.targets(similarity_BTS)
+    targets = base.targets(similarity_BTS, similarity_BTS.max(1).indices)
     results = []
     for b, shares_S in enumerate(shares_BS):
         x_NC, size_N, p = given.x_BNC[b], given.size_BN1[b, :, 0], given.prefix
@@ -96,7 +96,7 @@ def naive(base, given, shares_BS):
 def test_the_gradient_is_that_of_the_share_that_would_move(base):
     """Central differences of the naive step in each gate, times the derivative of the sigmoid."""
     given, learner = tokens(), learning(base, [base.tau])
-    base = learner.learned().of_block(0)
+    base = learner.learned().of_block(0, 1)
     plan, x_BKC, size_BK1, _ = merge_step(learner, given, None)
     weight_BKC, weight_BK = (rand(torch.Generator().manual_seed(1), *shape) for shape in (x_BKC.shape, x_BKC.shape[:2]))
 

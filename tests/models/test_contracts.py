@@ -98,8 +98,8 @@ def test_off_is_the_plain_model(family, method):
 
 @every_family
 @pytest.mark.parametrize("mode", ["eval", "train", "checkpointing"])
-@pytest.mark.parametrize("needs_keys", [False, True])
-def test_before_the_first_merge_nothing_differs(family, mode, needs_keys):
+@pytest.mark.parametrize("needs", [(), ("keys", "queries")], ids=["nothing", "attention"])
+def test_before_the_first_merge_nothing_differs(family, mode, needs):
     model = build(family, drop_path_rate=0.3, proj_drop_rate=0.1).train(mode != "eval")
     checkpointing(model, mode == "checkpointing")
     (norm1, norm2), seen, x = norms(blocks(model)[-1]), {}, inputs(family)
@@ -112,7 +112,7 @@ def test_before_the_first_merge_nothing_differs(family, mode, needs_keys):
     for hook in hooks:
         hook.remove()
     spy = Spy(r=[0] * (DEPTH - 1) + [5])
-    spy.needs_keys = needs_keys
+    spy.needs = needs
     torch.manual_seed(7)
     mame_lab.apply(model, spy)(x)
     assert torch.equal(spy.seen.x_BNC, seen["x"])

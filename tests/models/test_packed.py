@@ -130,11 +130,11 @@ def test_a_budget_is_not_packed():
 class Keys(MaMe):
     """MaMe on attention keys; remembers what it was given."""
 
-    needs_keys = True
+    needs = frozenset({"keys"})
 
     def similarity(self, tokens):
         self.given = [*getattr(self, "given", ()), tokens]
-        return super().similarity(tokens._replace(x_BNC=tokens.key_BND))
+        return super().similarity(tokens._replace(x_BNC=tokens.mean_key()))
 
 
 def keys_by_hand(model: nn.Module, index: int, input_BNC: torch.Tensor) -> torch.Tensor:
@@ -155,7 +155,7 @@ def test_keys_are_those_of_the_models_attention(qk_norm, batch):
     for index, tokens in enumerate(method.given):
         expected = keys_by_hand(model, index, tokens.input_BNC)
         valid_BN = torch.ones(expected.shape[:2], dtype=torch.bool) if tokens.valid_BN is None else tokens.valid_BN
-        torch.testing.assert_close(tokens.key_BND[valid_BN], expected[valid_BN], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(tokens.mean_key()[valid_BN], expected[valid_BN], rtol=1e-12, atol=1e-12)
     assert len(method.given) == 2 * DEPTH // 3
     assert method.given[-1].valid_BN is not None
 

@@ -45,8 +45,8 @@ def attach(model: TimmTransformer, method: Method) -> None:
         UnsupportedModelError: the model is not exactly one of those that are known; it is left as it was.
         MameLabError: the schedule does not fit the model; it is left as it was.
     """
-    architecture_of(model)
-    method.check_sequences()
+    architecture = architecture_of(model)
+    method.check_sequences(architecture.plain.__name__, class_token=model.cls_token is not None)
     schedule = method.schedule_for(len(model.blocks))
     if model.patch_embed.num_patches:
         schedule.walk(model.patch_embed.num_patches, warn=True)
@@ -58,7 +58,7 @@ def attach(model: TimmTransformer, method: Method) -> None:
 def _enter(model: TimmTransformer, method: Method, schedule: Schedule) -> None:
     architecture = architecture_of(model)
     model.__class__ = architecture.merging
-    methods = [method.of_block(block) for block in range(len(model.blocks))]
+    methods = [method.of_block(block, len(model.blocks)) for block in range(len(model.blocks))]
     vars(model).update(method=method, methods=methods, schedule=schedule)
     for block in model.blocks:
         block.__class__ = architecture.merging_block

@@ -22,7 +22,7 @@ class MergingEvaBlock(EvaBlock):
         self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None, rope: Tensor | None
     ) -> tuple[Tensor, MergeState]:
         input_BNC = self.norm1(x_BNC)
-        with state.attention(method.needs_keys) as attention:
+        with state.attention(bool(method.needs)) as attention:
             y_BNC = self.attn(input_BNC, rope=rope, attn_mask=state.mask_B11N)
         x_BNC = x_BNC + self.drop_path1(_scaled(y_BNC, self.gamma_1))
         x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, leave)

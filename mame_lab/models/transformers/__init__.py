@@ -49,7 +49,7 @@ def attach(model: Any, method: Method) -> None:
         MameLabError: the schedule does not fit the model; it is left as it was.
     """
     architecture_of(model)
-    method.check_sequences()
+    method.check_sequences(model.config.model_type, class_token=hasattr(model.base_model.embeddings, "cls_token"))
     schedule = method.schedule_for(len(block_names(model)))
     schedule.walk(model.base_model.embeddings.patch_embeddings.num_patches, warn=True)
     detach(model)
@@ -59,7 +59,8 @@ def attach(model: Any, method: Method) -> None:
 
 def _enter(model: Any, method: Method, schedule: Schedule) -> None:
     _change(model, architecture_of(model).merging)
-    methods = [method.of_block(block) for block in range(len(schedule.amounts))]
+    depth = len(schedule.amounts)
+    methods = [method.of_block(block, depth) for block in range(depth)]
     for part in (model, model.base_model):
         vars(part).update(method=method, methods=methods, schedule=schedule)
 

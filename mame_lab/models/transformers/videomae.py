@@ -25,7 +25,7 @@ class MergingVideoMAELayer(VideoMAELayer):
 
     def forward(self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None) -> tuple[Tensor, MergeState]:
         input_BNC = self.layernorm_before(x_BNC)
-        with state.attention(method.needs_keys, state.mask_B11N) as attention:
+        with state.attention(bool(method.needs), state.mask_B11N) as attention:
             x_BNC = x_BNC + self.attention(input_BNC)
         x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, leave)
         return self.output(self.intermediate(self.layernorm_after(x_BKC)), x_BKC), state

@@ -1,0 +1,37 @@
+"""Dropping tokens at random: the floor under every method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mame_lab.merging.method import Method
+
+if TYPE_CHECKING:
+    from mame_lab.merging.plan import MergePlan
+    from mame_lab.merging.tokens import Tokens
+
+
+@dataclass
+class Drop(Method):
+    """Patch tokens at odd places are removed at random, and what they held is lost.
+
+    Drawn from torch's global generator, anew in every pass.
+    """
+
+    method: str = "drop"
+    prop_attn: bool = False
+
+    random: ClassVar[bool] = True
+    gives_up: ClassVar[frozenset[str]] = frozenset({"copies", "sizes", "mass"})
+
+    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+        import torch
+
+        from mame_lab.merging import matching
+        from mame_lab.merging.plan import make_plan
+
+        assert leave is not None  # `schedule_for` refuses to go without a budget.
+        _, source_S = tokens.places()
+        score_BS = torch.rand(tokens.x_BNC.shape[0], len(source_S), device=source_S.device)
+        return make_plan(tokens, source_S[matching.highest(score_BS, leave)], None)

@@ -1,0 +1,71 @@
+"""PiToMe: tokens that are like many others merge, distinct ones are protected."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from mame_lab.merging.method import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mame_lab.merging.plan import MergePlan
+    from mame_lab.merging.tokens import Tokens
+
+
+@dataclass
+class PiToMe(Method):
+    """Spectrum-preserving token merging (Tran et al., arXiv 2405.16148), from its paper.
+
+    The energy of a token is the mean of f(cosine) over all patch tokens, of the attention keys, mean over heads: f(x)
+    is x from a margin on, and exp(x - margin) - 1 below it; the margin falls from 0.9 in the first block towards 0. The
+    2 r tokens of the highest energy are taken alternately, in the order of energy, for sets A and B, and each of A
+    merges into its nearest of B. No other tokens merge.
+
+    A merged token is the mean of its parts by their sizes. Published without proportional attention, which
+    `prop_attn=false` gives. What its authors run is `PiToMeCode`.
+    """
+
+    method: str = "pitome"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"keys"})
+    places: ClassVar[str] = "all"
+    truncates: ClassVar[bool] = True
+    gives_up: ClassVar[frozenset[str]] = frozenset({"copies"})
+    margin: ClassVar[float] = 0.9
+
+    def of_block(self, block: int, depth: int) -> Self:
+        method = copy(self)
+        vars(method)["margin"] = self.margin * (1 - block / depth)
+        return method
+
+    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+        from mame_lab.merging import matching
+        from mame_lab.merging.plan import make_plan, take
+
+        assert leave is not None  # `schedule_for` refuses to go without a budget.
+        key_BPD = matching.unit(tokens.mean_key()[:, tokens.prefix :])
+        energy_BP = matching.patch_mean(self.likeness(key_BPD @ key_BPD.mT), tokens)
+        order_BQ = matching.highest(energy_BP, self.candidates(key_BPD.shape[1], leave))
+        a_BQ, b_BQ = order_BQ[:, ::2], order_BQ[:, 1::2]
+        similarity_BQQ = take(key_BPD, a_BQ) @ take(key_BPD, b_BQ).mT
+        if tokens.valid_BN is not None:
+            valid_BP = tokens.valid_BN[:, tokens.prefix :]
+            both_BQQ = valid_BP.gather(1, a_BQ)[:, :, None] & valid_BP.gather(1, b_BQ)[:, None]
+            similarity_BQQ = similarity_BQQ.masked_fill(~both_BQQ, float("-inf"))
+        best_BQ, nearest_BQ = similarity_BQQ.max(2)
+        chosen_BR = matching.highest(best_BQ, leave)
+        target_BR = b_BQ.gather(1, nearest_BQ.gather(1, chosen_BR))
+        return make_plan(tokens, a_BQ.gather(1, chosen_BR) + tokens.prefix, target_BR + tokens.prefix)
+
+    def likeness(self, similarity_BPP: Tensor) -> Tensor:
+        """What two tokens add to the energy of each other."""
+        import torch
+
+        return similarity_BPP.where(similarity_BPP >= self.margin, torch.expm1(similarity_BPP - self.margin))
+
+    def candidates(self, patches: int, leave: int) -> int:
+        """How many of the tokens are divided into A and B; as many of A merge as are to leave, the nearest first."""
+        return 2 * leave

@@ -1,0 +1,50 @@
+"""ToFu: bipartite soft matching that prunes in early blocks and merges, keeping norms, in late ones."""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from mame_lab.merging.tome import ToMe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mame_lab.merging.plan import HardPlan
+    from mame_lab.merging.tokens import Tokens
+
+
+@dataclass
+class ToFu(ToMe):
+    """Token Fusion (Kim et al., arXiv 2312.01026), from its paper; which source goes to which target is as in `ToMe`.
+
+    Early blocks answer to a mean of tokens far from linearly, so there a source is removed and its target keeps its
+    value. Late blocks merge by MLERP: the mean of the parts, by their sizes, with the largest norm among them. Here the
+    first half of the blocks (rounded down) is early.
+
+    Sizes add up in both, so proportional attention counts what was removed as its target. Published without it, which
+    `prop_attn=false` gives.
+    """
+
+    method: str = "tofu"
+
+    gives_up: ClassVar[frozenset[str]] = frozenset({"mass"})
+    early: ClassVar[bool] = True
+
+    def of_block(self, block: int, depth: int) -> ToFu:
+        method = copy(self)
+        vars(method)["early"] = block < depth // 2
+        return method
+
+    def merging(self, tokens: Tokens, order_BR: Tensor, leaves_BR: Tensor | None, targets: Tensor) -> HardPlan:
+        import torch
+
+        from mame_lab.merging.plan import HardPlan
+
+        plan = super().merging(tokens, order_BR, leaves_BR, targets)
+        assert isinstance(plan, HardPlan)  # Targets are not spread.
+        if not self.early:
+            return plan._replace(keep_norm=1.0, norm_of="max")
+        ones_BN1 = torch.ones_like(tokens.size_BN1)
+        return plan._replace(weight_BN1=ones_BN1.scatter(1, plan.source_BR[..., None], 0))

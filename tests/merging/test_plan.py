@@ -1,0 +1,117 @@
+"""A plan of any assignment: which token is removed and which one takes it is up to the method."""
+
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_tokens import plain, rand
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mame_lab.merging import ToMe
+from mame_lab.merging.plan import make_plan
+from mame_lab.merging.state import merge_step
+from mame_lab.merging.tokens import Tokens
+
+
+@st.composite
+def assignments(draw):
+    """Tokens of uneven sizes, the places of those removed and of their targets, and how many of them each sample loses.
+
+    Shorter samples are padded with garbage. The number lost is None where all samples lose all of them.
+    """
+    prefix, batch = draw(st.integers(0, 2)), draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    lengths = draw(st.lists(st.integers(prefix + 6, prefix + 12), min_size=batch, max_size=batch))
+    n, removed = max(lengths), draw(st.integers(1, 5))
+    valid_BN = torch.arange(n) < torch.tensor(lengths)[:, None]
+    size_BN1 = torch.randint(1, 5, (batch, n, 1), generator=generator).double() * valid_BN[..., None]
+    x_BNC = rand(generator, batch, n, 3)
+    order = [torch.randperm(length - prefix, generator=generator) + prefix for length in lengths]
+    source_BR = torch.stack([each[:removed] for each in order])
+    target_BR = torch.stack(
+        [each[removed:][torch.randint(len(each) - removed, (removed,), generator=generator)] for each in order]
+    )
+    lost = draw(st.none() | st.lists(st.integers(0, removed), min_size=batch, max_size=batch))
+    tokens = Tokens(x_BNC, x_BNC, size_BN1, prefix, None if len(set(lengths)) == 1 else valid_BN)
+    return tokens, source_BR, target_BR, lost
+
+
+@settings(max_examples=60, deadline=None)
+@given(assignments(), st.booleans(), st.sampled_from([None, "mean", "max"]))
+def test_agrees_with_the_loop(assignment, weighted, norm_of):
+    tokens, source_BR, target_BR, lost = assignment
+    x_BNC, size_BN1 = tokens.x_BNC, tokens.size_BN1
+    weight_BN1 = size_BN1.exp() if weighted else None
+    leaves_BR = None if lost is None else torch.arange(source_BR.shape[1]) < torch.tensor(lost)[:, None]
+    norms = {} if norm_of is None else {"keep_norm": 1.0, "norm_of": norm_of}
+    plan = make_plan(tokens, source_BR, target_BR, leaves_BR, weight_BN1, **norms)
+    y_BKC, y_BK1 = plan.merge(x_BNC, size_BN1)
+    restored_BNC, matrix_BKN = plan.restore(y_BKC), plan.matrix(x_BNC.dtype)
+    for b, x_NC in enumerate(x_BNC):
+        length = x_BNC.shape[1] if tokens.valid_BN is None else int(tokens.valid_BN[b].sum())
+        leaving = source_BR.shape[1] if lost is None else lost[b]
+        going = dict(zip(source_BR[b, :leaving].tolist(), target_BR[b, :leaving].tolist(), strict=True))
+        sizes = size_BN1[b, :length, 0].tolist()
+        weights = sizes if weight_BN1 is None else weight_BN1[b, :length, 0].tolist()
+        expected = oracle.merge_into(x_NC[:length].tolist(), weights, sizes, going, norm_of)
+        k = length - leaving
+        assert plan.tokens()[b] == k
+        assert plan.index_BK[b, :k].tolist() == list(expected)
+        values, totals = zip(*expected.values(), strict=True)
+        torch.testing.assert_close(y_BKC[b, :k], x_NC.new_tensor(values), rtol=1e-12, atol=1e-12)
+        assert y_BK1[b, :k, 0].tolist() == list(totals)
+        assert (y_BK1[b, k:] == 0).all()
+        alone = [row for row, n in enumerate(expected) if n not in going.values()]
+        assert torch.equal(y_BKC[b, alone], x_NC[plan.index_BK[b, alone]])
+        rows = [list(expected).index(going.get(n, n)) for n in range(length)]
+        assert plan.row_BN[b].tolist() == rows + [plan.index_BK.shape[1]] * (x_BNC.shape[1] - length)
+        assert torch.equal(restored_BNC[b, :length], y_BKC[b, rows])
+        assert (restored_BNC[b, length:] == 0).all()
+        one_hot_NK = torch.eye(plan.index_BK.shape[1], dtype=x_BNC.dtype)[rows]
+        assert torch.equal(matrix_BKN[b, :, :length], one_hot_NK.T)
+        assert (matrix_BKN[b, :, length:] == 0).all()
+    assert plan.complete == (tokens.valid_BN is None)
+    if lost is None:
+        assert y_BKC.shape[1] == x_BNC.shape[1] - source_BR.shape[1]
+
+
+def test_tokens_without_weight_leave_their_target_as_it_is():
+    x_BNC = rand(torch.Generator().manual_seed(0), 1, 6, 3)
+    weight_BN1 = torch.tensor([1.0, 1, 0, 1, 0, 1], dtype=torch.float64)[None, :, None]
+    plan = make_plan(plain(x_BNC), torch.tensor([[2, 4]]), torch.tensor([[3, 3]]), weight_BN1=weight_BN1)
+    y_BKC, size_BK1 = plan.merge(x_BNC, torch.ones_like(weight_BN1))
+    assert torch.equal(y_BKC, x_BNC[:, [0, 1, 3, 5]])
+    assert size_BK1[0, :, 0].tolist() == [1, 1, 3, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_that_become_one_are_their_mean_in_half_precision(dtype):
+    x_BNC = 1 + torch.randn(2, 301, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    source_BR = torch.arange(1, 300).expand(2, -1)
+    plan = make_plan(plain(x_BNC), source_BR, torch.full_like(source_BR, 300))
+    y_BKC, size_BK1 = plan.merge(x_BNC, torch.ones(2, 301, 1))
+    assert y_BKC.dtype == dtype
+    expected_BC = x_BNC[:, 1:].float().mean(1)
+    torch.testing.assert_close(y_BKC[:, 1].float(), expected_BC, rtol=torch.finfo(dtype).eps, atol=1e-3)
+    assert size_BK1[:, :, 0].tolist() == [[1, 300]] * 2
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations on tensors, views apart."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view and func not in (torch.ops.aten._unsafe_view.default, PROMOTE)
+        return func(*args, **(kwargs or {}))
+
+
+PROMOTE = torch.ops.aten.promote_types.default  # Of types, not of tensors.
+
+
+def test_a_step_is_few_operations():
+    tokens = plain(torch.randn(2, 21, 8), 1)
+    with torch.no_grad(), Operations() as operations:
+        merge_step(ToMe(r=4), tokens, 4)
+    assert operations.count <= 40
