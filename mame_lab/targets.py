@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging import Method
-from mame_lab.merging.bipartite import Bipartite
-from mame_lab.merging.schedule import factors, merging_blocks, over_blocks, shaped
+from mame_lab.merging.schedule import factors, geometric_blocks, merging_blocks, over_blocks
 from mame_lab.models import adapts, apply, depends_on_batch, family_of, tracing_family_of, twin, unmerged_twin
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ SPEED_TOLERANCE, SPEED_TRIALS = 0.03, 5
 def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     """The method with a budget or a threshold in the place of its target.
 
-    Schedules that are `constant`, `linear` or `rising` are found by arithmetic from the size of the images;
-    `calibrated` and `adaptive` ones, and every speed-up, by running the model on them.
+    Schedules that are `geometric`, `constant` or `linear` are found by arithmetic from the size of the images;
+    `adaptive` ones, and every speed-up, by running the model on them.
 
     Args:
         model: a supported model; it is left as it was.
@@ -120,20 +119,19 @@ class _Search:
 
     def __init__(self, model: nn.Module, method: Method, images: Tensor, progress: Progress) -> None:
         self.model, self.images, self.progress = model, images, progress
-        self.schedule = method.schedule or "rising"
+        self.schedule = method.schedule or "geometric"
         self.family = family_of(model)
         self.depth = len(self.family.block_names(model))
         self.patches = math.prod(self.family.grid(model, images))
-        self.blocks = merging_blocks(method.blocks, self.depth, self.schedule, method.places)
+        self.method = method
         self.plain = replace(method, flops=None, speedup=None, schedule=None, blocks=None, r=0)
         if self.schedule == "adaptive" and not method.adaptive:
             raise MameLabError(f"mame.schedule=adaptive is not for mame={method.method}, which needs a budget")
-        if self.schedule == "calibrated" and not isinstance(method, Bipartite):
-            raise MameLabError(f"mame.schedule=calibrated is not for mame={method.method}, which compares no tokens")
         self.unmerged_gflops = gflops(model, images)
 
     def by_cost(self, share: float, asked: str) -> Method:
         """The candidate that costs this share of the unmerged model's multiply-adds."""
+        self.blocks = self._blocks(share)
         found = self.candidate(1.0)
         low, high = (0.0, 1 - share), (1.0, self.cost(found) - share)
         if high[1] > 0:
@@ -166,11 +164,11 @@ class _Search:
         return found
 
     def candidate(self, strength: float) -> Method:
-        """The method with a threshold, or with a list of the tokens that leave in each block."""
-        tau = 1 - 2 * strength**3
+        """The method with a list of the tokens that are removed in each block, or of thresholds."""
+        amounts = self._amounts(strength)
         if self.schedule == "adaptive":
-            return replace(self.plain, r=None, tau=tau, blocks=self.blocks)
-        return replace(self.plain, r=self._calibrated(tau) if self.schedule == "calibrated" else self._shaped(strength))
+            return replace(self.plain, r=None, tau=self._thresholds(amounts))
+        return replace(self.plain, r=amounts)
 
     def cost(self, method: Method) -> float:
         """The share of the unmerged model's multiply-adds."""
@@ -188,25 +186,33 @@ class _Search:
             taken = speed.time_interleaved(calls, self.images.device, max_rounds=15, seconds=5.0)
         return speed.speedup(taken["merged"], taken["unmerged"])
 
-    def _shaped(self, strength: float) -> list[int | None]:
-        """Amounts of the shape: fractions of the tokens that are there if it rises, else tokens."""
-        if self.schedule == "rising":
-            amounts = shaped(strength / (1 + 1e-9 - strength), self.schedule, len(self.blocks))
-        else:
-            totals = accumulate(
-                strength**2 * self.patches * factor for factor in factors(self.schedule, len(self.blocks))
-            )
-            amounts = [int(after) - int(before) for before, after in pairwise((0, *totals))]
-        return over_blocks(amounts, self.blocks, self.depth, clamp=True).walk(self.patches)
+    def _blocks(self, share: float) -> list[int]:
+        if self.method.blocks is None and self.schedule in ("geometric", "adaptive"):
+            return geometric_blocks(self.depth, share)
+        return merging_blocks(self.method.blocks, self.depth, self.schedule, self.method.places)
 
-    def _calibrated(self, tau: float) -> list:
-        """In each block as many tokens as, by the mean over the images, are closer to a target than `tau`."""
+    def _amounts(self, strength: float) -> list[int]:
+        """The tokens that are removed in each block."""
+        blocks = range(1, len(self.blocks) + 1)
+        if self.schedule in ("geometric", "adaptive"):
+            totals = [self.patches * (1 - (1 - strength / 2) ** block) for block in blocks]
+        else:
+            shares = factors(self.schedule, len(self.blocks))
+            totals = list(accumulate(strength**2 * self.patches * share for share in shares))
+        amounts = [int(after) - int(before) for before, after in pairwise((0, *totals))]
+        walked = over_blocks(amounts, self.blocks, self.depth, clamp=True).walk(self.patches)
+        return [amount or 0 for amount in walked]
+
+    def _thresholds(self, amounts: list[int]) -> list[float]:
+        """The threshold of each block by which the images lose so many tokens on average."""
         import torch
 
-        consensus = _Consensus(blocks=self.blocks, prop_attn=self.plain.prop_attn, base=self.plain, tau=tau)
+        pooled = _Pooled(r=amounts, prop_attn=self.plain.prop_attn, base=replace(self.plain, r=None))
         with torch.inference_mode():
-            apply(twin(self.model), consensus)(self.images)
-        return list(over_blocks(consensus.leaving, self.blocks, self.depth).amounts)
+            apply(twin(self.model), pooled)(self.images)
+        merging = [block for block, amount in enumerate(amounts) if amount]
+        found = dict(zip(merging, pooled.taus, strict=True))
+        return [found.get(block, 1.0) for block in range(self.depth)]
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], step: int) -> float:
@@ -217,23 +223,23 @@ def _between(low: tuple[float, float], high: tuple[float, float], step: int) -> 
 
 
 @dataclass
-class _Consensus(Method):
-    """As many sources leave as, by the mean over the batch of their ordered similarities, are more similar than `tau`.
+class _Pooled(Method):
+    """Removes as many tokens from the whole batch as its budget says, those of all samples that are closest.
 
-    So a sample in which merging is dear holds back the others, which a mean of their counts would not.
+    Attributes:
+        taus: the thresholds at which that happened, block by block.
     """
 
     base: Any = None
-    tau: float = 1.0
-    leaving: list[int] = field(default_factory=list)
-
-    adaptive: ClassVar[bool] = True
+    taus: list[float] = field(default_factory=list)
 
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.base.needs
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
-        best_BS = self.base.similarity(tokens).amax(1).sort(descending=True).values
-        self.leaving.append(int((best_BS.mean(0) > self.tau).sum()))
-        return self.base.plan(tokens, self.leaving[-1])
+        assert leave is not None
+        best = self.base.similarity(tokens).amax(1).flatten().sort(descending=True).values
+        least = float(best[min(len(tokens.x_BNC) * leave, len(best) - 1)])
+        self.taus.append(max(least, -1.0))
+        return replace(self.base, tau=self.taus[-1]).plan(tokens, None)

@@ -38,10 +38,10 @@ class Method(ABC):
         flops: instead of `r`, the share of the unmerged model's multiply-adds to come down to, in (0, 1).
         speedup: instead, how many times faster than the unmerged model to become.
         schedule: how the tokens that leave are shared out over the merging blocks. `constant`: `r` in each (the default
-            with `r`); `linear`: falling from 2 r to 0, as ToMe proposes; `rising`: from 0 to 2 r (fractions stop at
-            1/2), for late blocks are where merging harms least (the default with a target). With a target also
-            `calibrated`: a list for the images at hand, found from where merging is cheap; `adaptive`: a threshold
-            `tau` instead of a budget; and, with `flops`, `learned`: a threshold for each block, which train.py learns.
+            with `r`); `linear`: falling from 2 r to 0, as ToMe proposes. With a target also `geometric`, its default:
+            the same share of the tokens that are present in every block, from later blocks on the lighter the budget is
+            (see `geometric_blocks`); `adaptive`: a threshold `tau` for every block, by which images lose as many tokens
+            on average; and, with `flops`, `learned`: a threshold for each block, which train.py learns.
         blocks: where to merge: the first n blocks or a list of indices. None: where the method is published (`places`);
             in all of them where the schedule is not constant.
         prop_attn: add the log of a token's size to its attention logits. Models trained without a supervised
@@ -110,9 +110,9 @@ class Method(ABC):
             raise MameLabError(f"mame.speedup={self.speedup} is out of range: give a factor above 1")
         if self.learns:
             self._check_learned()
-        choices = (*SHAPES, "calibrated", "adaptive", "learned") if self.target else tuple(SHAPES)
+        choices = ("geometric", *SHAPES, "adaptive", "learned") if self.target else tuple(SHAPES)
         if self.schedule is not None and self.schedule not in choices:
-            unless = "" if self.target else " (calibrated and adaptive need mame.flops or mame.speedup)"
+            unless = "" if self.target else " (geometric and adaptive need mame.flops or mame.speedup)"
             raise MameLabError(
                 f"mame.schedule={self.schedule} is not known here: choose from {', '.join(choices)}{unless}"
             )
@@ -159,7 +159,7 @@ class Method(ABC):
         """
         if not isinstance(r, int | float):
             raise MameLabError(f"{r} is no budget: give a number of tokens, or a fraction between 0 and 1")
-        schedule = self.schedule or ("rising" if self.target else None)
+        schedule = self.schedule if self.schedule in SHAPES else None
         return replace(self, r=r, flops=None, speedup=None, schedule=schedule, **changes)
 
     def schedule_for(self, depth: int) -> Schedule:

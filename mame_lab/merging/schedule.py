@@ -13,7 +13,6 @@ log = logging.getLogger(__name__)
 SHAPES: dict[str, Callable[[float], float]] = {
     "constant": lambda place: 1,
     "linear": lambda place: 2 - 2 * place,
-    "rising": lambda place: 2 * place,
 }
 
 # Which blocks of a model of so many merge unless it is said, by the places where a method is published.
@@ -162,3 +161,12 @@ def factors(shape: str, blocks: int) -> list[float]:
     if blocks == 1:
         return [1.0]
     return [SHAPES[shape](block / (blocks - 1)) for block in range(blocks)]
+
+
+def geometric_blocks(depth: int, share: float) -> list[int]:
+    """Where a geometric schedule merges that comes down to a share of the multiply-adds.
+
+    In the first 5/6 of the blocks, for what later ones save is little. A light budget spares the first blocks, whose
+    merges harm most; a heavy one cannot, for they save most.
+    """
+    return list(range(round(0.8 * depth * max(share - 0.55, 0)), -(-5 * depth // 6)))

@@ -54,19 +54,19 @@ class Tokens(NamedTuple):
             torch.arange(self.prefix + 1, tokens, 2, device=device),
         )
 
-    def mean(self, y_BN1: Tensor) -> Tensor:
+    def mean(self, y_BNC: Tensor) -> Tensor:
         """Mean over the patch tokens of every sample, or of the grid that it is a window of; padding does not count.
 
-        Returns (B, 1, 1).
+        Returns (B, 1, C).
         """
-        y_BN1 = y_BN1[:, self.prefix :]
+        y_BNC = y_BNC[:, self.prefix :]
         if self.windows > 1:
-            mean_G11 = y_BN1.unflatten(0, (-1, self.windows)).mean((1, 2))[..., None]
-            return mean_G11.repeat_interleave(self.windows, 0)
+            mean_G1C = y_BNC.unflatten(0, (-1, self.windows)).mean((1, 2))[:, None]
+            return mean_G1C.repeat_interleave(self.windows, 0)
         if self.valid_BN is None:
-            return y_BN1.mean(1, keepdim=True)
+            return y_BNC.mean(1, keepdim=True)
         valid_BN1 = self.valid_BN[:, self.prefix :, None]
-        return (y_BN1 * valid_BN1).sum(1, keepdim=True) / valid_BN1.sum(1, keepdim=True)
+        return (y_BNC * valid_BN1).sum(1, keepdim=True) / valid_BN1.sum(1, keepdim=True)
 
     def mean_key(self) -> Tensor:
         """The attention keys, mean over heads: key_BND."""

@@ -1,4 +1,4 @@
-"""MaMe by Ward's criterion: what mame_lab found to lose least at every cost, and its default."""
+"""MaMe by Ward's criterion on the attention keys: the default of mame_lab."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ if TYPE_CHECKING:
 
 @dataclass
 class Ward(Adaptive):
-    """Tokens merge where that adds least to the squared distance of all tokens from what stands for them.
+    """Tokens merge where that moves least what later tokens attend to.
 
-    Three choices differ from the paper. The similarity is 1 minus Ward's cost on the normalised tokens that attention
-    was given, so that a token that stands for many is moved less readily than one that stands for itself; for two
-    tokens of size 1 and mean norm it is their cosine. A source goes whole to its nearest target. A merged token gets
-    half (geometrically) of the norm back that a mean loses.
+    Three choices differ from the paper. The similarity is 1 minus Ward's cost on the attention keys of all heads: the
+    squared distance of two keys times w_t w_s / (w_t + w_s), over
+    their mean squared distance from their mean. A token weighs the fourth root of its size times the attention that the class token
+    pays it (the square root of its size in a model without prefix tokens), so tokens that stand for many and tokens that
+    are looked at merge late. And a source goes whole to its nearest target.
 
-    What that gives up: no gradient passes through W, and size times token is not kept (the sizes are).
+    Sums of sizes and of size times token are kept. No gradient passes through the choice. In a U-Net, where merging
+    comes before attention, the tokens that enter attention take the place of the keys.
 
     Args:
-        tau: see `Adaptive`; 0.95 if neither `tau` nor `r` is set. It has no meaning together with `r`.
+        tau: see `Adaptive`; 0.9 if neither `tau` nor `r` is set. It has no meaning together with `r`.
         blocks: see `Method`; adaptive merging without it takes place in all blocks: the threshold finds those in which
             merging is harmless.
         method, r, prop_attn, clamp, batch: see `Adaptive`.
     """
 
     method: str = "ward"
-    default_tau: ClassVar[float] = 0.95
-    gives_up: ClassVar[frozenset[str]] = frozenset({"mass"})
-    keep_norm: ClassVar[float] = 0.5
+    default_tau: ClassVar[float] = 0.9
+    needs: ClassVar[frozenset[str]] = frozenset({"keys", "queries"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,7 +51,17 @@ class Ward(Adaptive):
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        return matching.ward_similarity(tokens.input_BNC, tokens)
+        if tokens.key_BHND is None:
+            return matching.ward_similarity(tokens.input_BNC, tokens.size_BN1.sqrt(), tokens)
+        return matching.ward_similarity(tokens.key_BHND.transpose(1, 2).flatten(2), self.weight(tokens), tokens)
+
+    def weight(self, tokens: Tokens) -> Tensor:
+        """How much each token weighs, (B, N, 1); any value for padding."""
+        if not tokens.prefix:
+            return tokens.size_BN1.sqrt()
+        attention_BN1 = tokens.class_attention()[..., None]
+        size_B11, attention_B11 = (y[:, tokens.prefix :].sum(1, keepdim=True) for y in (tokens.size_BN1, attention_BN1))
+        return (tokens.size_BN1 * attention_BN1 * size_B11 / attention_B11) ** 0.25
 
     def schedule_for(self, depth: int) -> Schedule:
         schedule = super().schedule_for(depth)
