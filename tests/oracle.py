@@ -20,16 +20,37 @@ def cosine_similarities(y, prefix: int) -> dict[int, list[float]]:
     return {s: [dot(y[t], y[s]) / math.sqrt(dot(y[t], y[t]) * dot(y[s], y[s])) for t in targets] for s in sources}
 
 
-def ward_similarities(y, sizes, prefix: int) -> dict[int, list[float]]:
-    """1 minus what a merge adds to the sum of squared distances, over the mean squared norm of the patch tokens."""
+def ward_similarities(y, weights, prefix: int) -> dict[int, list[float]]:
+    """1 minus what a merge adds to the weighted sum of squared distances, over the variance of the patch tokens."""
     targets, sources = partition(len(y), prefix)
-    mean_square = sum(dot(row, row) for row in y[prefix:]) / len(y[prefix:])
+    patches = y[prefix:]
+    mean = [sum(column) / len(patches) for column in zip(*patches, strict=True)]
+
+    def square(a, b):
+        return sum((u - v) ** 2 for u, v in zip(a, b, strict=True))
+
+    variance = sum(square(row, mean) for row in patches) / len(patches)
 
     def cost(t, s):
-        difference = [a - b for a, b in zip(y[t], y[s], strict=True)]
-        return sizes[t] * sizes[s] / (sizes[t] + sizes[s]) * dot(difference, difference)
+        return weights[t] * weights[s] / (weights[t] + weights[s]) * square(y[t], y[s])
 
-    return {s: [1 - cost(t, s) / mean_square for t in targets] for s in sources}
+    return {s: [1 - cost(t, s) / variance for t in targets] for s in sources}
+
+
+def ward_weights(queries, keys, sizes, prefix: int, scale: float) -> list[float]:
+    """The fourth root of size times class attention, over its mean for each original token; of sizes the square root.
+
+    Args:
+        queries, keys: of each head, of each token.
+    """
+    if not prefix:
+        return [math.sqrt(size) for size in sizes]
+    attention = [0.0] * len(sizes)
+    for head_queries, head_keys in zip(queries, keys, strict=True):
+        logits = [math.exp(scale * dot(head_queries[0], key)) for key in head_keys]
+        attention = [a + e / sum(logits) / len(keys) for a, e in zip(attention, logits, strict=True)]
+    mean = sum(attention[prefix:]) / sum(sizes[prefix:])
+    return [(size * a / mean) ** 0.25 for size, a in zip(sizes, attention, strict=True)]
 
 
 def nearest_column(similarities: list[float]) -> list[float]:

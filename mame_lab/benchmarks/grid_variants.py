@@ -113,7 +113,7 @@ ARMS = {
 def _similarity(x_BNC: Tensor, target_T: Tensor, source_S: Tensor) -> Tensor:
     """Ward's similarity of tokens of size 1 over the whole grid, (B, T, S)."""
     size_BN1 = torch.ones_like(x_BNC[..., :1])
-    return ward_similarity(x_BNC, Tokens(x_BNC, x_BNC, size_BN1, 0, partition=(target_T, source_S)))
+    return ward_similarity(x_BNC, size_BN1, Tokens(x_BNC, x_BNC, size_BN1, 0, partition=(target_T, source_S)))
 
 
 def _places(is_one_N: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ def ward_similarity(y_BNC: Tensor, weight_BN1: Tensor, tokens: Tokens) -> Tensor
     distance_BTS = torch.baddbmm(target_BT1 + source_BS1.mT, target_BTC, source_BSC.mT, alpha=-2)
     target_BT1, source_BS1 = tokens.split(weight_BN1)
     factor_BTS = target_BT1 * source_BS1.mT / (target_BT1 + source_BS1.mT)
-    return _without_padding(1 - distance_BTS * factor_BTS / tokens.mean(square_BN1), tokens)
+    spread_B11 = tokens.mean(square_BN1).clamp(min=torch.finfo(y_BNC.dtype).tiny)
+    return _without_padding(1 - distance_BTS * factor_BTS / spread_B11, tokens)
 
 
 def attraction(attention_BN1: Tensor, tokens: Tokens, of_attention: float, of_size: float) -> Tensor:

@@ -43,7 +43,8 @@ def steps(draw, cases=EVERY):
     size_BN1 = 1 + torch.rand(*shape, 1, generator=generator, dtype=torch.float64) * 3
     x_BNC, input_BNC = rand(generator, *shape, 4), rand(generator, *shape, 4)
     key_BHND = rand(generator, shape[0], 2, shape[1], 3)
-    tokens = Tokens(x_BNC, input_BNC, size_BN1, prefix, key_BHND=key_BHND)
+    query_BHND = rand(generator, *key_BHND.shape)
+    tokens = Tokens(x_BNC, input_BNC, size_BN1, prefix, key_BHND=key_BHND, query_BHND=query_BHND, scale=0.5)
     return method, patches // 2 if leave == "all" else leave, tokens
 
 
@@ -51,8 +52,11 @@ def columns(method: Method, leave: int | None, tokens: Tokens, sample: int) -> d
     """For each source of a sample that leaves, its weights over the targets, by the oracle."""
     tau = getattr(method, "tau", None)
     if isinstance(method, Ward):
+        queries, keys = tokens.query_BHND[sample].tolist(), tokens.key_BHND[sample].tolist()
         sizes = tokens.size_BN1[sample, :, 0].tolist()
-        similarities = oracle.ward_similarities(tokens.input_BNC[sample].tolist(), sizes, tokens.prefix)
+        weights = oracle.ward_weights(queries, keys, sizes, tokens.prefix, tokens.scale)
+        compared = [sum(parts, []) for parts in zip(*keys, strict=True)]
+        similarities = oracle.ward_similarities(compared, weights, tokens.prefix)
     else:
         compared = tokens.mean_key() if isinstance(method, ToMe) else tokens.x_BNC
         similarities = oracle.cosine_similarities(compared[sample].tolist(), tokens.prefix)
@@ -86,8 +90,8 @@ def test_prefix_is_untouched_and_the_right_number_leaves(step):
 def test_sizes_are_kept_and_size_times_token_where_the_norm_is_not(step):
     method, leave, tokens = step
     plan = method.plan(tokens, leave)
-    assert plan.keep_norm == (0.5 if isinstance(method, Ward) else 0)
-    y, size = plan._replace(keep_norm=0.0).merge(tokens.x_BNC, tokens.size_BN1)
+    assert plan.keep_norm == 0
+    y, size = plan.merge(tokens.x_BNC, tokens.size_BN1)
     torch.testing.assert_close(size.sum(1), tokens.size_BN1.sum(1), rtol=1e-12, atol=0)
     mass_BC = (tokens.size_BN1 * tokens.x_BNC).sum(1)
     torch.testing.assert_close((size * y).sum(1), mass_BC, rtol=1e-11, atol=1e-11)
@@ -127,7 +131,7 @@ def test_dense_matrix_is_the_step(step):
     method, leave, tokens = step
     plan = method.plan(tokens, leave)
     x, size = tokens.x_BNC, tokens.size_BN1
-    y, y_size = plan._replace(keep_norm=0.0).merge(x, size)
+    y, y_size = plan.merge(x, size)
     matrix = plan.matrix(x.dtype)
     torch.testing.assert_close(matrix @ size, y_size)
     torch.testing.assert_close(matrix @ (size * x), y_size * y)
@@ -148,8 +152,7 @@ def test_two_steps_compose(step):
     product = state.plans[1].matrix(x.dtype) @ state.plans[0].matrix(x.dtype)
     ones = torch.ones(*x.shape[:2], 1, dtype=torch.float64)
     torch.testing.assert_close(product @ ones, state.size_BN1)
-    if not isinstance(method, Ward):
-        torch.testing.assert_close(product @ x, state.size_BN1 * y)
+    torch.testing.assert_close(product @ x, state.size_BN1 * y)
     torch.testing.assert_close(product.mT @ y.nan_to_num(), state.restore(y))
     torch.testing.assert_close(state.restore(y)[:, prefix:].mean(1), state.mean(y, prefix))
 
@@ -164,16 +167,22 @@ def test_padding_never_matters(step, data):
     lengths = data.draw(st.lists(st.integers(min(fewest, longest), longest), min_size=batch, max_size=batch))
     valid_BN = torch.arange(longest) < torch.tensor(lengths)[:, None]
     garbage = [torch.where(valid_BN[..., None], each, 7 * each.flip(1)) for each in tokens[:2]]
-    key_BHND = torch.where(valid_BN[:, None, :, None], tokens.key_BHND, 7 * tokens.key_BHND.flip(2))
+    key_BHND, query_BHND = (
+        torch.where(valid_BN[:, None, :, None], each, 7 * each.flip(2)) for each in (tokens.key_BHND, tokens.query_BHND)
+    )
+    bias_B11N = torch.zeros(batch, 1, 1, longest, dtype=torch.float64).masked_fill(
+        ~valid_BN[:, None, None], float("-inf")
+    )
     size_BN1 = tokens.size_BN1 * valid_BN[..., None]
-    padded = Tokens(garbage[0], garbage[1], size_BN1, tokens.prefix, valid_BN, key_BHND)
+    looks = {"key_BHND": key_BHND, "query_BHND": query_BHND, "bias_B11N": bias_B11N}
+    padded = Tokens(garbage[0], garbage[1], size_BN1, tokens.prefix, valid_BN, **looks)
     plan = method.plan(padded, leave)
     y, size = plan.merge(padded.x_BNC, padded.size_BN1)
     restored = plan.restore(y)
     for b, n in enumerate(lengths):
         x, inputs, sizes = (each[b : b + 1, :n] for each in tokens[:3])
-        keys = tokens.key_BHND[b : b + 1, :, :n]
-        alone = method.plan(Tokens(x, inputs, sizes, tokens.prefix, key_BHND=keys), leave)
+        keys, queries = (each[b : b + 1, :, :n] for each in (tokens.key_BHND, tokens.query_BHND))
+        alone = method.plan(Tokens(x, inputs, sizes, tokens.prefix, key_BHND=keys, query_BHND=queries), leave)
         expected, expected_size = alone.merge(x, sizes)
         k, r = expected.shape[1], alone.source_BR.shape[1]
         assert plan.tokens()[b] == k
@@ -208,12 +217,26 @@ def test_restore_inverts_the_merge_of_copies(method, prefix):
 
 
 def test_ward_of_two_plain_tokens_is_their_cosine():
-    """Of size 1 and mean norm; heavier tokens move less readily, by the harmonic mean of their sizes."""
-    x = torch.nn.functional.normalize(rand(torch.Generator().manual_seed(0), 2, 9, 5), dim=-1) * 3
-    ward, cosine = Ward(tau=0).similarity(plain(x, 1)), MaMe(tau=0).similarity(plain(x, 1))
+    """Of size 1 and of one distance from their mean; heavier ones merge less readily, by the root of their sizes."""
+    half = torch.nn.functional.normalize(rand(torch.Generator().manual_seed(0), 2, 4, 5), dim=-1) * 3
+    x = torch.cat([half, -half], 1)
+    ward, cosine = Ward(tau=0).similarity(plain(x)), MaMe(tau=0).similarity(plain(x))
     torch.testing.assert_close(ward, cosine, rtol=1e-12, atol=1e-12)
-    heavy = plain(x, 1)._replace(size_BN1=torch.full((2, 9, 1), 4.0, dtype=torch.float64))
-    torch.testing.assert_close(1 - Ward(tau=0).similarity(heavy), 4 * (1 - cosine), rtol=1e-12, atol=1e-12)
+    heavy = plain(x)._replace(size_BN1=torch.full((2, 8, 1), 4.0, dtype=torch.float64))
+    torch.testing.assert_close(1 - Ward(tau=0).similarity(heavy), 2 * (1 - cosine), rtol=1e-12, atol=1e-12)
+
+
+def test_ward_merges_late_what_the_class_token_attends_to():
+    x = rand(torch.Generator().manual_seed(0), 1, 9, 4)
+    x[:, 1:, 0] = 0
+    query = torch.zeros_like(x[:, None])
+    tokens = plain(x, 1)._replace(query_BHND=query)
+    even = Ward(tau=0).similarity(tokens)
+    tokens.key_BHND[:, :, 2, 0] = 1e-9  # Looks alike, and is looked at.
+    query[:, :, 0, 0] = 3e9
+    closer = Ward(tau=0).similarity(tokens)[0] < even[0]
+    assert closer[:, 0].all()
+    assert not closer[:, 1:].any()
 
 
 def test_column_that_is_flat_keeps_all_its_targets():
@@ -247,7 +270,8 @@ def test_ties_go_to_the_lower_index(method):
 @pytest.mark.parametrize("method", [MaMe, Ward])
 def test_what_stands_on_the_threshold_stays(method):
     """A token merges when it is more similar than tau: copies are 1, and 0 is what the orthogonal are."""
-    x = torch.eye(4, dtype=torch.float64)[None]
+    half = torch.eye(2, dtype=torch.float64)[None]
+    x = torch.cat([half, -half], 1)
     assert method(tau=0).plan(plain(x), None).tokens().item() == 4
     assert method(tau=-1e-6).plan(plain(x), None).tokens().item() == 2
 

@@ -21,9 +21,9 @@ from mame_lab.merging.schedule import make_schedule
         ({"r": 0.29, "blocks": 1}, 2, 100, [29, 0]),
         ({"r": 16, "blocks": 12, "clamp": True}, 12, 196, [16] * 11 + [10]),
         ({"r": 6, "schedule": "linear"}, 4, 64, [12, 8, 4, 0]),
-        ({"r": 6, "schedule": "rising", "blocks": 3}, 4, 64, [0, 6, 12, 0]),
-        ({"r": 6, "schedule": "rising", "blocks": [-1, 1]}, 4, 64, [0, 0, 0, 12]),
-        ({"r": 0.3, "schedule": "rising"}, 3, 100, [0, 30, 35]),
+        ({"r": 6, "schedule": "linear", "blocks": 3}, 4, 64, [12, 6, 0, 0]),
+        ({"r": 6, "schedule": "linear", "blocks": [-1, 1]}, 4, 64, [0, 12, 0, 0]),
+        ({"r": 0.3, "schedule": "linear"}, 3, 100, [50, 15, 0]),
     ],
 )
 def test_tokens_that_leave(settings, depth, patches, leaving):

@@ -189,7 +189,7 @@ def test_each_block_has_its_own_threshold(family):
         ({"tau": "high"}, "mame.tau=high is out of range"),
         ({"tau": [0.9], "blocks": 3}, r"mame.blocks=3 contradicts mame.tau=\[0.9\]"),
         ({"tau": [0.9], "r": 3}, r"mame.r=3 contradicts mame.tau=\[0.9\]"),
-        ({"tau": [0.9], "schedule": "rising"}, r"mame.schedule=rising contradicts mame.tau=\[0.9\]"),
+        ({"tau": [0.9], "schedule": "linear"}, r"mame.schedule=linear contradicts mame.tau=\[0.9\]"),
         ({"speedup": 2.0, "schedule": "learned"}, "mame.speedup=2.0 and mame.schedule=learned do not go together"),
         ({"r": 3, "schedule": "learned"}, "mame.flops=null and mame.schedule=learned do not go together"),
         ({"flops": 0.5, "schedule": "learned", "batch": "union"}, "mame.batch=union has no counts"),
