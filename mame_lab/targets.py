@@ -197,7 +197,8 @@ class _Search:
                 strength**2 * self.patches * factor for factor in factors(self.schedule, len(self.blocks))
             )
             amounts = [int(after) - int(before) for before, after in pairwise((0, *totals))]
-        return over_blocks(amounts, self.blocks, self.depth, clamp=True).walk(self.patches)
+        schedule = over_blocks(amounts, self.blocks, self.depth, clamp=True)
+        return replace(schedule, pairs=self.plain.pairs).walk(self.patches)
 
     def _calibrated(self, tau: float) -> list:
         """In each block as many tokens as, by the mean over the images, are closer to a target than `tau`."""
