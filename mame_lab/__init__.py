@@ -6,7 +6,7 @@ This is an independent implementation.
 """
 
 from mame_lab.errors import MameLabError, UnsupportedModelError
-from mame_lab.merging import ATC, MCTF, Drop, EViT, MaMe, PiToMe, PiToMeCode, ToFu, ToMe, Ward
+from mame_lab.merging import ATC, MCTF, Drop, EViT, MaMe, PiToMe, ToFu, ToMe, Ward
 from mame_lab.model_summary import summary
 from mame_lab.models import apply, remove
 from mame_lab.targets import solve
@@ -19,7 +19,6 @@ __all__ = [
     "MaMe",
     "MameLabError",
     "PiToMe",
-    "PiToMeCode",
     "ToFu",
     "ToMe",
     "UnsupportedModelError",

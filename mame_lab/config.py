@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from mame_lab.benchmarks import BENCHMARKS, Denoiser
 from mame_lab.data import DATASETS
@@ -258,5 +258,10 @@ def _part(key: str, cls: type, value: Any) -> Any:
         return value
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), value))
+    except ConfigKeyError as error:
+        raise MameLabError(
+            f"{key}.{error.full_key} is not known here (any more), but stored with the checkpoint: take the version of "
+            f"mame_lab that wrote it, or its weights alone, as model.weights=FILE.ckpt"
+        ) from None  # `cli.explain` tells a cause of OmegaConf's instead.
     except OmegaConfBaseException as error:
         raise MameLabError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error

@@ -200,8 +200,8 @@ class _Search:
             shares = factors(self.schedule, len(self.blocks))
             totals = list(accumulate(strength**2 * self.patches * share for share in shares))
         amounts = [int(after) - int(before) for before, after in pairwise((0, *totals))]
-        walked = over_blocks(amounts, self.blocks, self.depth, clamp=True).walk(self.patches)
-        return [amount or 0 for amount in walked]
+        schedule = replace(over_blocks(amounts, self.blocks, self.depth, clamp=True), pairs=self.plain.pairs)
+        return [amount or 0 for amount in schedule.walk(self.patches)]
 
     def _thresholds(self, amounts: list[int]) -> list[float]:
         """The threshold of each block by which the images lose so many tokens on average."""

@@ -60,13 +60,6 @@ def tome(sample: Sample, r: int) -> Step:
 
 def pitome(sample: Sample, r: int, block: int, depth: int) -> Step:
     keys, margin = mean_keys(sample), 0.9 - 0.9 * block / depth
-    by_energy = _by_energy(sample, lambda cos: cos if cos >= margin else math.exp(cos - margin) - 1)
-    a, b = by_energy[0 : 2 * r : 2], by_energy[1 : 2 * r : 2]
-    return Step({i: max(b, key=lambda j: cosine(keys[i], keys[j])) for i in a}, sample.sizes)
-
-
-def pitome_code(sample: Sample, r: int, block: int, depth: int) -> Step:
-    keys, margin = mean_keys(sample), 0.9 - 0.9 * block / depth
     by_energy = _by_energy(sample, lambda cos: cos - margin if cos >= margin else math.exp(cos - margin) - 1)
     if block >= math.ceil(depth / 2):
         by_energy = by_energy[: 2 * r]

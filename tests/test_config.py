@@ -7,7 +7,7 @@ import pytest
 import timm
 import yaml
 from hydra.errors import HydraException
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 from runs import ROOT, compose_config
 
 from mame_lab import MameLabError, Ward, cli, config
@@ -142,6 +142,24 @@ def test_unknown_choice_in_stored_values_is_named():
     stored["mame"]["method"] = "mema"
     with pytest.raises(MameLabError, match=r"mame.method=mema is not known"):
         config.typed(config.TrainConfig, stored)
+
+
+@pytest.mark.parametrize("name", ["mame.grid.share_guidance", "mame.needs_keys", "model.gone"])
+def test_a_key_of_a_checkpoint_that_is_gone_is_named(name):
+    stored = OmegaConf.create(values("train"))
+    OmegaConf.update(stored, name, True, force_add=True)
+    merged = config.override(config.plain(stored), values("eval", "ckpt=x"), ["ckpt=x"])
+    with pytest.raises(MameLabError) as error:
+        config.typed(config.EvalConfig, merged)
+    assert cli.explain(error.value).startswith(f"{name} is not known here (any more), but stored with the checkpoint")
+
+
+def test_a_schedule_of_a_checkpoint_that_is_gone_is_named():
+    stored = values("train", "mame.flops=0.5")
+    stored["mame"]["schedule"] = "steep"
+    merged = config.override(stored, values("eval", "ckpt=x"), ["ckpt=x"])
+    with pytest.raises(MameLabError, match=r"mame.schedule=steep is not known here: choose from"):
+        config.typed(config.EvalConfig, merged)
 
 
 def test_the_command_line_wins_over_a_checkpoint():

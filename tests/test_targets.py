@@ -14,7 +14,7 @@ from runs import compose_config
 
 import mame_lab
 from mame_lab import config, speed, targets
-from mame_lab.merging import Drop, MaMe, ToMe, Ward
+from mame_lab.merging import Drop, EViT, MaMe, ToMe, Ward
 from mame_lab.models import apply, family_of, twin
 
 SHAPED = [Ward(flops=0.6), Ward(flops=0.6, schedule="constant"), ToMe(flops=0.6, schedule="linear"), Drop(flops=0.6)]
@@ -62,6 +62,12 @@ def test_shapes_of_the_lists():
         fractions.append(leave / left)
         left -= leave
     assert all(b > a - 1 / 16 for a, b in pairwise(fractions))
+
+
+def test_without_pairs_more_than_half_leaves_a_block():
+    solved = targets.solve(build("vit").float(), EViT(flops=0.35, schedule="constant"), images(1).float())
+    assert isinstance(solved.r, list)
+    assert solved.r[1] > 64 // 2
 
 
 def test_the_closest_of_the_candidates_is_kept(monkeypatch):

@@ -18,6 +18,17 @@ ARMS = (
     "paper:adaptive",
     "paper:constant",
     "tome:rising",
+    "tome_two_thirds:constant",
+    "pitome:constant",
+    "pitome:constant:unweighted",
+    "tofu:constant",
+    "tofu:constant:unweighted",
+    "mctf:constant",
+    "atc:constant",
+    "atc_everywhere:constant",
+    "evit:constant",
+    "evit:constant:unweighted",
+    "evit_everywhere:constant",
     "drop:constant",
 )
 

@@ -16,6 +16,8 @@ from mame_lab.benchmarks.arms import REFERENCE
 if TYPE_CHECKING:
     from mame_lab.benchmarks.frontier import Point
 
+# Of the methods, one after the other: the full ones, then the pale ones.
+COLORS = [colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 # Line and marker of each schedule; the colour is the method's.
 STYLES = {
     "constant": ("-", "o"),
@@ -127,7 +129,7 @@ def _style(arm: str, arms: Sequence[str]) -> dict:
     method, schedule, *unweighted = arm.split(":")
     reference, _ = REFERENCE.split(":")
     others = [name for name in dict.fromkeys(arm.split(":")[0] for arm in arms) if name != reference]
-    color = "black" if method == reference else colormaps["tab10"](others.index(method) % 10)
+    color = "black" if method == reference else COLORS[others.index(method) % len(COLORS)]
     linestyle, marker = STYLES.get(schedule, ("-", "o"))
     return {
         "color": color,

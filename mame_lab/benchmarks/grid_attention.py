@@ -161,7 +161,7 @@ def layers(model: VisionTransformer, image_13HW: Tensor) -> Iterator[Layer]:
         x_1NC = x_1NC[:, model.num_prefix_tokens :]
         with Attention() as seen:
             y_1NC = attention(x_1NC)
-        yield Layer(attention, x_1NC, seen.keys[0].mean(1), y_1NC)
+        yield Layer(attention, x_1NC, seen.calls[0].key_BHND.mean(1), y_1NC)
 
 
 def layer_errors(layer: Layer, grid: tuple[int, int], budgets: list[float]) -> Iterator[tuple[str, float, float]]:

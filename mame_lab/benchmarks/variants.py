@@ -1,11 +1,14 @@
-"""Ward with one of its choices changed: how they were found, to be run again as arms of the frontier."""
+"""Methods with one of their choices changed, as arms of the frontier.
+
+Of `ward`, for it was found by them; of published methods, the blocks in which they merge.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mame_lab.merging import Method, Ward
+from mame_lab.merging import ATC, EViT, Method, ToMe, Ward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,6 +72,27 @@ class NormWard(Ward):
     keep_norm: ClassVar[float] = 1.0
 
 
+@dataclass
+class ToMeTwoThirds(ToMe):
+    """In the first two thirds of the blocks, where all constant budgets but the published ones are."""
+
+    places: ClassVar[str] = "two thirds"
+
+
+@dataclass
+class ATCEverywhere(ATC):
+    """In every block, a little in each, which is its strongest form."""
+
+    places: ClassVar[str] = "all"
+
+
+@dataclass
+class EViTEverywhere(EViT):
+    """In every block."""
+
+    places: ClassVar[str] = "all"
+
+
 VARIANTS: dict[str, type[Method]] = {
     "ward_cosine": CosineWard,
     "ward_tokens": TokenWard,
@@ -76,4 +100,7 @@ VARIANTS: dict[str, type[Method]] = {
     "ward_soft": SoftWard,
     "ward_mean": MeanWard,
     "ward_norm": NormWard,
+    "tome_two_thirds": ToMeTwoThirds,
+    "atc_everywhere": ATCEverywhere,
+    "evit_everywhere": EViTEverywhere,
 }

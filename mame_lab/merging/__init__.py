@@ -7,7 +7,6 @@ from mame_lab.merging.mame import MaMe
 from mame_lab.merging.mctf import MCTF
 from mame_lab.merging.method import Method
 from mame_lab.merging.pitome import PiToMe
-from mame_lab.merging.pitome_code import PiToMeCode
 from mame_lab.merging.tofu import ToFu
 from mame_lab.merging.tome import ToMe
 from mame_lab.merging.tomesd import ToMeSD
@@ -18,7 +17,6 @@ METHODS: dict[str, type[Method]] = {
     "paper": MaMe,
     "tome": ToMe,
     "pitome": PiToMe,
-    "pitome_code": PiToMeCode,
     "tofu": ToFu,
     "mctf": MCTF,
     "atc": ATC,

@@ -10,7 +10,7 @@ from lightning.pytorch.plugins import Precision
 from runs import TINY
 
 from mame_lab.benchmarks import equal_cost, frontier
-from mame_lab.benchmarks.arms import REFERENCE, method_of
+from mame_lab.benchmarks.arms import ARMS, REFERENCE, method_of
 from mame_lab.benchmarks.frontier import Point
 from mame_lab.benchmarks.frontier_charts import MEASURES, figure, table
 from mame_lab.benchmarks.losses import Loss, Losses
@@ -131,6 +131,14 @@ def test_a_model_loses_nothing_against_itself(family):
     cost, feature_error, token_error, top1 = losses(Ward(r=0))
     assert (cost, feature_error, token_error) == (1, 0, 0)
     assert (top1.difference, top1.p, top1.total) == (0, 1, 6)
+
+
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.split(":")[0] not in ("ward", "paper")])
+def test_every_default_arm_is_measured(arm):
+    losses = Losses(build("vit").float(), images(2).float(), batch_size=2)
+    loss = losses(equal_cost.solve_for(losses, method_of(arm, 0.6), images(2).float()))
+    assert loss.cost == pytest.approx(0.6, rel=0.02)
+    assert loss.feature_error > 0
 
 
 def test_losses_do_not_depend_on_the_batch_size():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_tokens import advance, copies, plain, rand
 
-from mame_lab.merging import ATC, MCTF, METHODS, Drop, EViT, MaMe, PiToMe, PiToMeCode, ToFu, ToMe, Ward
+from mame_lab.merging import ATC, MCTF, METHODS, Drop, EViT, MaMe, PiToMe, ToFu, ToMe, Ward
 from mame_lab.merging.method import CONTRACTS
 from mame_lab.merging.state import MergeState
 from mame_lab.merging.tokens import Tokens
@@ -26,8 +26,7 @@ METHODS_AND_LOOPS = {
             lambda sample, r, loop=loop, block=block: loop(sample, r, block, DEPTH),
         )
         for name, method, loop, blocks in (
-            ("pitome", PiToMe, published.pitome, (0, 7)),
-            ("pitome_code", PiToMeCode, published.pitome_code, (5, 6)),
+            ("pitome", PiToMe, published.pitome, (0, 5, 6)),
             ("tofu", ToFu, published.tofu, (5, 6)),
         )
         for block in blocks

@@ -5,10 +5,10 @@ import torch
 from families import DEPTH, build, copies, features, inputs, logits, logits_of_features
 
 import mame_lab
-from mame_lab.merging import ATC, MCTF, EViT, PiToMe, PiToMeCode, ToFu
+from mame_lab.merging import ATC, MCTF, EViT, PiToMe, ToFu
 from mame_lab.models import family_of
 
-PUBLISHED = {method().method: method(r=6, blocks=[1, 4]) for method in (PiToMe, PiToMeCode, ToFu, MCTF, ATC, EViT)}
+PUBLISHED = {method().method: method(r=6, blocks=[1, 4]) for method in (PiToMe, ToFu, MCTF, ATC, EViT)}
 
 each = pytest.mark.parametrize("method", PUBLISHED.values(), ids=PUBLISHED)
 in_two = pytest.mark.parametrize("family", ["vit", "dinov3"])
@@ -80,5 +80,5 @@ def test_a_class_token_is_needed_for_its_attention(family, name):
 def test_each_block_has_its_own_place():
     model = mame_lab.apply(build("vit"), PiToMe(r=3))
     assert [method.margin for method in model.methods] == pytest.approx([0.9 - 0.9 * i / DEPTH for i in range(DEPTH)])
-    for method in (ToFu(r=3), PiToMeCode(r=3)):
+    for method in (ToFu(r=3), PiToMe(r=3)):
         assert [each.early for each in mame_lab.apply(model, method).methods] == [True] * 3 + [False] * 3
