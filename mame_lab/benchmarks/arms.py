@@ -12,12 +12,11 @@ ARMED = METHODS | VARIANTS
 REFERENCE = "tome:constant"  # What all others are compared with.
 ARMS = (
     "ward:adaptive",
-    "ward:calibrated",
-    "ward:rising",
+    "ward:geometric",
     "ward:constant",
     "paper:adaptive",
     "paper:constant",
-    "tome:rising",
+    "tome:geometric",
     "tome_two_thirds:constant",
     "pitome:constant",
     "pitome:constant:unweighted",

@@ -22,8 +22,7 @@ COLORS = [colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
 STYLES = {
     "constant": ("-", "o"),
     "linear": ("-", "v"),
-    "rising": ("--", "s"),
-    "calibrated": ("-.", "D"),
+    "geometric": ("--", "s"),
     "adaptive": (":", "^"),
 }
 

@@ -17,59 +17,57 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class CosineWard(Ward):
-    """Cosine similarity instead of Ward's criterion."""
+class InputWard(Ward):
+    """On the tokens that attention is given instead of the keys."""
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        return matching.cosine_similarity(tokens.input_BNC, tokens)
+        return matching.ward_similarity(tokens.input_BNC, self.weight(tokens), tokens)
 
 
 @dataclass
 class TokenWard(Ward):
-    """On the tokens after attention instead of those that attention was given."""
+    """On the tokens after attention."""
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        return matching.ward_similarity(tokens.x_BNC, tokens)
+        return matching.ward_similarity(tokens.x_BNC, self.weight(tokens), tokens)
 
 
 @dataclass
-class KeyWard(Ward):
-    """On the attention keys, mean over heads."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"keys"})
+class MeanKeyWard(Ward):
+    """On the mean of the keys over heads."""
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        return matching.ward_similarity(tokens.mean_key(), tokens)
+        return matching.ward_similarity(tokens.mean_key(), self.weight(tokens), tokens)
 
 
 @dataclass
-class SoftWard(Ward):
-    """A source is spread over the targets by a softmax of the similarity instead of going whole to the nearest."""
+class RootWard(Ward):
+    """A token weighs the square root of its size, whatever attends to it."""
 
-    temperature: ClassVar[float] = 0.001
-
-    def targets(self, similarity_BTS: Tensor, nearest_BS: Tensor) -> Tensor:
-        return (similarity_BTS / self.temperature).softmax(1)
+    def weight(self, tokens: Tokens) -> Tensor:
+        return tokens.size_BN1.sqrt()
 
 
 @dataclass
-class MeanWard(Ward):
-    """A merged token is the mean of its parts, of whatever norm."""
+class SizeWard(Ward):
+    """A token weighs its size: Ward's criterion itself."""
 
-    keep_norm: ClassVar[float] = 0.0
+    def weight(self, tokens: Tokens) -> Tensor:
+        return tokens.size_BN1
 
 
 @dataclass
 class NormWard(Ward):
-    """A merged token gets the mean norm of its parts back in full."""
+    """A merged token gets half (geometrically) of the norm back that a mean loses."""
 
-    keep_norm: ClassVar[float] = 1.0
+    keep_norm: ClassVar[float] = 0.5
+    gives_up: ClassVar[frozenset[str]] = frozenset({"mass"})
 
 
 @dataclass
@@ -94,11 +92,11 @@ class EViTEverywhere(EViT):
 
 
 VARIANTS: dict[str, type[Method]] = {
-    "ward_cosine": CosineWard,
+    "ward_input": InputWard,
     "ward_tokens": TokenWard,
-    "ward_keys": KeyWard,
-    "ward_soft": SoftWard,
-    "ward_mean": MeanWard,
+    "ward_mean_key": MeanKeyWard,
+    "ward_root": RootWard,
+    "ward_size": SizeWard,
     "ward_norm": NormWard,
     "tome_two_thirds": ToMeTwoThirds,
     "atc_everywhere": ATCEverywhere,
