@@ -26,7 +26,7 @@ RUN = [
     "dataset.num_workers=0",
     "mame.r=10",
     "mame.blocks=3",
-    "mame.schedule=rising",
+    "mame.schedule=linear",
     "finetune.budgets=[0,4,0.25]",
 ]
 
@@ -58,13 +58,13 @@ def seen(monkeypatch):
 def test_every_batch_trains_by_a_budget_and_all_else_by_the_configured_method(entry_point, tmp_path, seen, monkeypatch):
     entry_point("train", tmp_path / "whole", *RUN)
     trained, validated = list(seen["training_step"]), list(seen["validation_step"])
-    own = Ward(r=10, blocks=3, schedule="rising")
+    own = Ward(r=10, blocks=3, schedule="linear")
     assert len(trained) == 12
     assert {method.r for method in trained} == {0, 4, 0.25}
     assert all(method == own.at(method.r) for method in trained if method.r)
     assert validated
     assert all(method == own for method in validated)
-    assert [round(tokens) for tokens in Result.load(tmp_path / "whole/result.json").merged.tokens] == [100, 90, 70]
+    assert [round(tokens) for tokens in Result.load(tmp_path / "whole/result.json").merged.tokens] == [80, 70, 70]
 
     def stop(self, trainer, *arguments):
         if trainer.global_step == 9:
@@ -121,10 +121,10 @@ def test_draws_are_uniform_and_alike_in_all_processes():
         (Ward(tau=0.9, blocks=5, batch="union"), Ward(r=4, blocks=5, batch="union")),
         (Ward(r=8, blocks=[0, 2], schedule="linear"), Ward(r=4, blocks=[0, 2], schedule="linear")),
         (Ward(r=[1, 2, 3]), Ward(r=4)),
-        (Ward(flops=0.5, schedule="rising"), Ward(r=4, schedule="rising")),
+        (Ward(flops=0.5, schedule="linear"), Ward(r=4, schedule="linear")),
         (MaMe(tau=0.9), MaMe(r=4)),
         (MaMe(r=8, tau=0.9), MaMe(r=4, tau=0.9)),
-        (ToMe(speedup=2.0, prop_attn=False), ToMe(r=4, schedule="rising", prop_attn=False)),
+        (ToMe(speedup=2.0, prop_attn=False), ToMe(r=4, prop_attn=False)),
     ],
 )
 def test_a_budget_takes_the_place_of_whatever_says_how_much_merges(method, at_4):

@@ -1,7 +1,6 @@
 """Targets are met, or say how far one can go."""
 
 import math
-from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -15,14 +14,14 @@ from runs import compose_config
 import mame_lab
 from mame_lab import config, speed, targets
 from mame_lab.merging import Drop, EViT, MaMe, ToMe, Ward
+from mame_lab.merging.schedule import geometric_blocks
+from mame_lab.merging.tokens import Tokens
 from mame_lab.models import apply, family_of, twin
 
 SHAPED = [Ward(flops=0.6), Ward(flops=0.6, schedule="constant"), ToMe(flops=0.6, schedule="linear"), Drop(flops=0.6)]
 SEARCHED = [
     Ward(flops=0.6, schedule="adaptive"),
-    Ward(flops=0.6, schedule="calibrated"),
     MaMe(flops=0.6, schedule="adaptive"),
-    ToMe(flops=0.6, schedule="calibrated"),
 ]
 
 
@@ -51,17 +50,22 @@ def test_half_the_multiply_adds_of_real_models(name):
 
 def test_shapes_of_the_lists():
     model, x = build("vit").float(), images(2).float()
-    lists = {s: targets.solve(model, Ward(flops=0.7, schedule=s), x).r for s in ("constant", "linear", "rising")}
+    lists = {s: targets.solve(model, Ward(flops=0.7, schedule=s), x).r for s in ("constant", "linear", "geometric")}
     merging = lists["constant"][: 2 * DEPTH // 3]
     assert max(merging) - min(merging) <= 1
     assert lists["constant"][2 * DEPTH // 3 :] == [0] * (DEPTH - len(merging))
     assert lists["linear"] == sorted(lists["linear"], reverse=True)
-    assert lists["rising"][0] == 0
+    assert lists["geometric"][0] == lists["geometric"][-1] == 0
     left, fractions = math.prod(family_of(model).grid(model, x)), []
-    for leave in lists["rising"]:
+    for leave in lists["geometric"][1:-1]:
         fractions.append(leave / left)
         left -= leave
-    assert all(b > a - 1 / 16 for a, b in pairwise(fractions))
+    assert max(fractions) - min(fractions) < 2 / left
+
+
+@pytest.mark.parametrize(("share", "first"), [(0.9, 3), (0.8, 2), (0.6, 0), (0.4, 0)])
+def test_a_light_budget_spares_the_first_blocks(share, first):
+    assert geometric_blocks(12, share) == list(range(first, 10))
 
 
 def test_without_pairs_more_than_half_leaves_a_block():
@@ -80,33 +84,33 @@ def test_the_closest_of_the_candidates_is_kept(monkeypatch):
     assert solved == tried[2]
 
 
-@pytest.mark.parametrize("schedule", ["calibrated", "adaptive"])
+@pytest.mark.parametrize("schedule", ["geometric", "adaptive"])
 def test_only_the_blocks_that_were_asked_for_merge(schedule):
     method, x = Ward(flops=0.6, schedule=schedule, blocks=[1, 3]), images(3).float()
     solved = targets.solve(build("vit").float(), method, x)
     assert [leave != 0 for leave in solved.schedule_for(DEPTH).amounts] == [block in (1, 3) for block in range(DEPTH)]
 
 
-@pytest.mark.parametrize(
-    ("similarity_BTS", "leave"),
-    [
-        ([[[0.9, -1.0], [0.8, 0.1]], [[0.1, 0.8], [-1.0, 0.9]]], 1),  # 0.9 and 0.1 in both, at other places
-        ([[[0.9, 0.8]], [[-0.9, -0.8]]], 0),  # all of one sample leave, none of the other
-    ],
-)
-def test_sources_leave_by_the_mean_of_their_ordered_similarities(similarity_BTS, leave):
-    similarity = lambda _: torch.tensor(similarity_BTS)  # noqa: E731
-    consensus = targets._Consensus(base=SimpleNamespace(similarity=similarity, plan=lambda _, leave: leave), tau=0.6)
-    assert consensus.plan(None, None) == leave
-    assert consensus.leaving == [leave]
+def test_thresholds_are_where_the_batch_loses_its_budget():
+    """3 of the 4 sources of two samples, the closest of both."""
+    similarity = torch.tensor([[[0.9, 0.7], [0.8, 0.1]], [[0.1, 0.6], [-1.0, 0.5]]])
+    base = MaMe(tau=0.5)
+    base.similarity = lambda _: similarity
+    pooled = targets._Pooled(base=base)
+    x = torch.randn(2, 4, 3)
+    plan = pooled.plan(Tokens(x, x, torch.ones(2, 4, 1), 0), 1)
+    assert pooled.taus == [pytest.approx(0.6)]
+    assert plan.tokens().tolist() == [2, 4]
 
 
 @pytest.mark.parametrize("prop_attn", [True, False])
 def test_calibration_attends_as_the_method_does(prop_attn, monkeypatch):
     applied = []
     monkeypatch.setattr(targets, "apply", lambda model, method: applied.append(method) or apply(model, method))
-    method = Ward(flops=0.6, schedule="calibrated", prop_attn=prop_attn)
-    targets._Search(build("vit").float(), method, images(2).float(), Progress()).candidate(0.5)
+    method = Ward(flops=0.6, schedule="adaptive", prop_attn=prop_attn)
+    search = targets._Search(build("vit").float(), method, images(2).float(), Progress())
+    search.blocks = [0, 1]
+    search.candidate(0.5)
     assert [ran.prop_attn for ran in applied] == [prop_attn]
 
 
@@ -129,10 +133,12 @@ def test_the_speed_up_is_that_of_merged_over_unmerged(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        (Ward(flops=0.05), r"mame.flops=0.05 is out of reach: with mame.schedule=rising at least 0.\d\d\d of the mult"),
+        (
+            Ward(flops=0.05),
+            r"mame.flops=0.05 is out of reach: with mame.schedule=geometric at least 0.\d\d\d of the mult",
+        ),
         (Ward(speedup=40), r"mame.speedup=40 is out of reach"),
         (ToMe(flops=0.5, schedule="adaptive"), "mame.schedule=adaptive is not for mame=tome, which needs a budget"),
-        (Drop(flops=0.5, schedule="calibrated"), "mame.schedule=calibrated is not for mame=drop"),
     ],
     ids=str,
 )
@@ -148,7 +154,7 @@ def test_out_of_reach(method, message):
         ({"speedup": 0.5}, "mame.speedup=0.5 is out of range"),
         ({"flops": 0.5, "r": 8}, "mame.r=8 and mame.flops=0.5 exclude each other"),
         ({"flops": 0.5, "tau": 0.9}, "mame.flops=0.5 and mame.tau=0.9 exclude each other"),
-        ({"r": 8, "schedule": "calibrated"}, "mame.schedule=calibrated is not known here"),
+        ({"r": 8, "schedule": "geometric"}, "mame.schedule=geometric is not known here"),
         ({"r": 8, "schedule": "falling"}, "mame.schedule=falling is not known here: choose from constant, linear"),
     ],
     ids=str,

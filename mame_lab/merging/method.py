@@ -159,8 +159,7 @@ class Method(ABC):
         """
         if not isinstance(r, int | float):
             raise MameLabError(f"{r} is no budget: give a number of tokens, or a fraction between 0 and 1")
-        schedule = self.schedule if self.schedule in SHAPES else None
-        return replace(self, r=r, flops=None, speedup=None, schedule=schedule, **changes)
+        return replace(self, r=r, flops=None, speedup=None, **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
         """The tokens that leave in each of `depth` blocks."""

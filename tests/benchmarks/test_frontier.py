@@ -43,7 +43,7 @@ def read(folder):
 
 
 def test_arms_are_compared_at_equal_cost(entry_point, tmp_path, capsys):
-    arms = ["ward:adaptive", "ward:rising:unweighted"]
+    arms = ["ward:adaptive", "ward:geometric:unweighted"]
     entry_point("eval", tmp_path, *TINY, "benchmark=frontier", "benchmark.costs=[0.8,0.01]",
                 f"benchmark.arms=[{','.join(arms)}]", "benchmark.images=12", "benchmark.batch_size=5",
                 "benchmark.calibration_images=6", "benchmark.training_images=40", "model.num_classes=0")  # fmt: skip
@@ -75,12 +75,12 @@ def test_it_measures_on_test_images_and_solves_on_validation_images(monkeypatch)
     solved_on = []
     solve = lambda _, target, images: solved_on.append((target.schedule, len(images))) or ToMe(r=8)  # noqa: E731
     monkeypatch.setattr(equal_cost, "solve", solve)
-    arms = ["ward:adaptive", "ward:calibrated", "ward:rising"]
+    arms = ["ward:adaptive", "ward:linear", "ward:geometric"]
     settings = Frontier(costs=[0.7], arms=arms, images=4, calibration_images=3, training_images=9)
     data = Data(train=range(5))
     list(frontier.points(settings, build("vit"), data, TRAINER))
     assert sorted(data.sampled) == [("test", 4), ("train", 5), ("val", 3)], "no image twice"
-    assert [on for on in solved_on if on[0] != "adaptive"] == [("constant", 3), ("calibrated", 3), ("rising", 3)]
+    assert [on for on in solved_on if on[0] != "adaptive"] == [("constant", 3), ("linear", 3), ("geometric", 3)]
     assert {count for schedule, count in solved_on if schedule == "adaptive"} == {4}
 
 
@@ -170,7 +170,7 @@ def test_a_threshold_is_mended_by_what_it_costs_on_all_images(monkeypatch):
 
 
 def some_points():
-    arms = (REFERENCE, "ward:rising", "ward:constant:unweighted")
+    arms = (REFERENCE, "ward:geometric", "ward:constant:unweighted")
     found = [
         Point(arm, cost, cost, 0.1 * cost, 1.0, 0.2, 0.5, 0.6, 0.7, top1_p=0.01) for cost in (0.8, 0.5) for arm in arms
     ]
@@ -181,7 +181,7 @@ def some_points():
 def test_a_table_has_a_row_an_arm_and_a_column_a_cost(measure):
     rows = table(some_points(), measure)
     names, light, heavy = ([*column.cells] for column in rows.columns)
-    assert names == [REFERENCE, "ward:rising", "ward:constant:unweighted"]
+    assert names == [REFERENCE, "ward:geometric", "ward:constant:unweighted"]
     assert heavy[2] == "-"
     assert light[0] == {"feature": "0.0800 1.00x", "tokens": "0.2000 0.50x", "top1": "60.0*"}[measure.name]
 
@@ -190,14 +190,14 @@ def test_a_table_has_a_row_an_arm_and_a_column_a_cost(measure):
 def test_a_plot_has_a_line_an_arm(measure):
     (axes,) = figure(some_points(), measure).axes
     lines = {line.get_label(): line for line in axes.lines}
-    assert set(lines) - {"unmerged"} == {REFERENCE, "ward:rising", "ward:constant:unweighted"}
+    assert set(lines) - {"unmerged"} == {REFERENCE, "ward:geometric", "ward:constant:unweighted"}
     assert lines[REFERENCE].get_xdata().tolist() == [0.5, 0.8]
     assert lines["ward:constant:unweighted"].get_xdata().tolist() == [0.8]
     assert lines[REFERENCE].get_color() == "black"
-    assert lines["ward:rising"].get_color() == lines["ward:constant:unweighted"].get_color() != "black"
+    assert lines["ward:geometric"].get_color() == lines["ward:constant:unweighted"].get_color() != "black"
     if measure.percent:
         assert lines["unmerged"].get_ydata() == [70, 70]
-        assert lines["ward:rising"].get_ydata().tolist() == [60, 60]
+        assert lines["ward:geometric"].get_ydata().tolist() == [60, 60]
 
 
 def test_arms_are_methods_with_a_schedule():
@@ -210,7 +210,7 @@ def test_arms_are_methods_with_a_schedule():
     [
         ({"arms": ["ward"]}, "benchmark.arms=ward is not valid: write METHOD:SCHEDULE or"),
         ({"arms": ["ward:constant:published"]}, "benchmark.arms=ward:constant:published is not valid"),
-        ({"arms": ["nothing:rising"]}, "benchmark.arms=nothing:rising is not valid: .* of ward, "),
+        ({"arms": ["nothing:constant"]}, "benchmark.arms=nothing:constant is not valid: .* of ward, "),
         ({"arms": ["ward:steep"]}, "benchmark.arms=ward:steep is not valid: mame.schedule=steep is not known"),
         ({"arms": ["tome:adaptive"]}, "benchmark.arms=tome:adaptive is not valid: tome has no threshold"),
         ({"costs": []}, r"benchmark.costs=\[\] is out of range"),

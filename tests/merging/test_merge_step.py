@@ -55,7 +55,7 @@ def columns(method: Method, leave: int | None, tokens: Tokens, sample: int) -> d
         queries, keys = tokens.query_BHND[sample].tolist(), tokens.key_BHND[sample].tolist()
         sizes = tokens.size_BN1[sample, :, 0].tolist()
         weights = oracle.ward_weights(queries, keys, sizes, tokens.prefix, tokens.scale)
-        compared = [sum(parts, []) for parts in zip(*keys, strict=True)]
+        compared = tokens.key_BHND[sample].transpose(0, 1).flatten(1).tolist()
         similarities = oracle.ward_similarities(compared, weights, tokens.prefix)
     else:
         compared = tokens.mean_key() if isinstance(method, ToMe) else tokens.x_BNC
