@@ -33,7 +33,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from torch.nn.functional import cross_entropy
 
     import mame_lab
-    from mame_lab import budgets, finetune, learning, models, resuming, targets, tracking, training
+    from mame_lab import budgets, models, resuming, targets, tracking, training
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.evaluation import evaluate
@@ -51,20 +51,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
     family.name_classes(model, data.classes)
     if family.match_classes(model, len(data.classes)):
         run.finetune.check_head(trained=False)
-        finetune.check_new_head(run.finetune)
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 
     loggers = run.logger.build(folder, values, past.step if past else 0)
     trainer = run.trainer.build(folder, loggers, [resuming.Reseed(run.seed), *budgets.callbacks(model, run)])
     with training.processes(trainer):
-        asked = run.mame
         if past:
             run = config.typed(config.TrainConfig, values | {"mame": past.config["mame"]})
             print(f"Going on from {past.path}, after {past.step} updates of the weights, with mame={run.mame}.")
-        run.mame = targets.meet(model, learning.start(run.mame), data, trainer, folder)
+        run.mame = targets.meet(model, run.mame, data, trainer, folder)
         values["mame"] = asdict(run.mame)
         mame_lab.apply(model, run.mame)
-        run.mame = fit(model, data, trainer, run, values, asked, past)
+        fit(model, data, trainer, run, values, past)
         judge = run.trainer.unsharded().build(folder, loggers) if run.trainer.shards else trainer
         result = evaluate(model, data, judge, run, training_loss=cross_entropy)
         tracking.log_result(loggers, result, trainer.global_step)

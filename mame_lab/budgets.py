@@ -28,7 +28,6 @@ def callbacks(model: nn.Module, run: TrainConfig) -> list[Callback]:
         "compile=true": (run.compile, "each budget would be compiled anew"),
         f"trainer.strategy={run.trainer.strategy}": (run.trainer.shards, "sharded blocks cannot change how they merge"),
         "finetune.cache=true": (run.finetune.cache, "what is kept is merged by one budget"),
-        "mame.schedule=learned": (run.mame.learns, "what is learned is where a budget merges"),
         "mame.clamp=true": (run.mame.clamp, "a truncated budget is another one"),
         "mame=off (or mame.r=0)": (_is_off(model, run.mame), "there is no method to train with"),
     }

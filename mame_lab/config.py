@@ -109,29 +109,6 @@ class TrainConfig(Config):
                 f"finetune.distill={self.finetune.distill} needs whole weights in every process, and trainer.strategy="
                 f"{self.trainer.strategy} shards them: take trainer=ddp"
             )
-        if self.mame.learns:
-            self._check_learned()
-
-    def _check_learned(self) -> None:
-        if self.finetune.cache:
-            raise MameLabError(
-                "finetune.cache=true and mame.schedule=learned exclude each other, for what is kept is merged by fixed "
-                "thresholds: set finetune.cache=false"
-            )
-        if not self.trainer.limit_val_batches:
-            raise MameLabError(
-                "trainer.limit_val_batches=0 leaves no moment at which mame.schedule=learned meets mame.flops: validate"
-            )
-        if self.trainer.shards:
-            raise MameLabError(
-                f"trainer.strategy={self.trainer.strategy} shares out thresholds that mame.schedule=learned learns: "
-                f"choose trainer=ddp"
-            )
-        if self.trainer.precision in ("16-true", "bf16-true"):
-            raise MameLabError(
-                f"trainer.precision={self.trainer.precision} is too coarse for the thresholds that "
-                f"mame.schedule=learned learns: choose {self.trainer.precision.replace('true', 'mixed')}"
-            )
 
 
 @dataclass(kw_only=True)
@@ -151,10 +128,6 @@ class EvalConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mame.learns:
-            raise MameLabError(
-                "mame.schedule=learned is learned by train.py: run that, and give its best checkpoint here as ckpt=FILE"
-            )
         if self.generates and (self.compile or self.visualize or self.ckpt):
             raise MameLabError(
                 "compile, visualize and ckpt are for models that classify: leave them with dataset=prompts"

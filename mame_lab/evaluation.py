@@ -38,7 +38,7 @@ def evaluate(
         data: its test images are judged, counted and timed.
         trainer: its device and precision hold for everything.
         config: what is measured and how long.
-        training_loss: of logits and labels; given, a training step is timed too, where weights train.
+        training_loss: of logits and labels; given, a training step is timed too.
 
     Raises:
         MameLabError: the classes of the model are not those of the data, or it is to be compiled and cannot be.
@@ -58,7 +58,7 @@ def evaluate(
         compile_models(*models.values())
     batch = images[: config.dataset.batch_size], labels[: config.dataset.batch_size]
     training, train_speedup = {}, None
-    if training_loss is not None and any(parameter.requires_grad for parameter in model.parameters()):
+    if training_loss is not None:
         steps = {name: speed.training_step(each, training_loss, *batch) for name, each in models.items()}
         training, train_speedup = _race(steps, len(batch[0]), trainer, settings)
     forwards = {name: _forward(each.eval(), images) for name, each in models.items()}

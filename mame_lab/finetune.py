@@ -112,7 +112,7 @@ class Summary:
     total: int
 
 
-def freeze(model: nn.Module, settings: Finetune, thresholds: bool = False) -> Summary:
+def freeze(model: nn.Module, settings: Finetune) -> Summary:
     """Lets what `settings` names train, and freezes the rest of `model`.
 
     What is frozen takes no gradient and stays in eval mode: no dropout, no drop path, no update of norm statistics.
@@ -121,18 +121,14 @@ def freeze(model: nn.Module, settings: Finetune, thresholds: bool = False) -> Su
     Args:
         model: see above.
         settings: see above.
-        thresholds: whether merging thresholds train besides, so that no module need.
 
     Raises:
         MameLabError: a pattern matches no parameter or is no regular expression, nothing trains, or `n` is more than
             there are. The model is unchanged then.
     """
     patterns = [".*"] if settings.train is None else settings.train
-    if not patterns and not thresholds:
-        raise MameLabError(
-            "finetune.train=[] trains nothing: name modules, give null to train everything, or learn thresholds with "
-            "mame.schedule=learned"
-        )
+    if not patterns:
+        raise MameLabError("finetune.train=[] trains nothing: name modules, or give null to train everything")
     matches = {pattern: _match(model, pattern, settings.n or 0) for pattern in patterns}
     model.eval().requires_grad_(False)
     for modules in matches.values():
@@ -144,15 +140,6 @@ def freeze(model: nn.Module, settings: Finetune, thresholds: bool = False) -> Su
     rows = [Trained(pattern, list(modules), _count(modules.values())) for pattern, modules in matches.items()]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return Summary(rows, trained, _count([model]))
-
-
-def check_new_head(settings: Finetune) -> None:
-    """Raise MameLabError where nothing trains and the head is one of random weights."""
-    if settings.train == []:
-        raise MameLabError(
-            f"finetune={settings.name} trains no weight, and the head is new: give weights with a head for these "
-            f"classes, or train it with finetune=head"
-        )
 
 
 def table(summary: Summary) -> Table:

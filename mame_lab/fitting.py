@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import rich
@@ -12,13 +11,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
-from mame_lab import checkpoint, compilation, finetune, learning, models
+from mame_lab import checkpoint, compilation, finetune, models
 from mame_lab.checkpoint import Checkpoint
 from mame_lab.config import TrainConfig
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
 from mame_lab.finetune import Finetune
-from mame_lab.merging import Method
 from mame_lab.results import weights_hash
 from mame_lab.tasks.classification import Classification
 from mame_lab.tasks.distillation import Distillation
@@ -33,10 +31,9 @@ def fit(
     trainer: Trainer,
     run: TrainConfig,
     values: dict[str, Any],
-    asked: Method,
     past: Checkpoint | None,
-) -> Method:
-    """Train what `run.finetune` says; the model then has the weights of the best checkpoint, and merges as it did.
+) -> None:
+    """Train what `run.finetune` says; the model then has the weights of the best checkpoint.
 
     Args:
         model: merged.
@@ -44,19 +41,14 @@ def fit(
         trainer: what trains it.
         run: the configuration.
         values: the same as plain values, which every checkpoint carries.
-        asked: the merging that was asked for; that of `run` is where training starts.
         past: where to go on from.
-
-    Returns:
-        The merging that training ends with.
 
     Raises:
         MameLabError: there is nothing to tell apart, or what is asked for does not go together.
     """
     if len(data.classes) < 2:
         raise MameLabError(f"dataset={run.dataset.name} has one class alone, {data.classes[0]}: add a second")
-    summary = finetune.freeze(model, run.finetune, asked.learns)
-    print(finetune.table(summary) if summary.rows else "No weight trains, only the merging thresholds.")
+    print(finetune.table(finetune.freeze(model, run.finetune)))
     if run.compile:
         compilation.check_compiles(model, trainer.strategy.root_device)
         compilation.compile_models(model)
@@ -68,13 +60,11 @@ def fit(
             model.load_state_dict(past.state)
         batches = TrunkData(data, model, run, teacher)
         trained, taught = batches.staged, taught and replace(taught, teacher=attrgetter("logits_BK"))
-    settings = trained, len(data.classes), run.optim, values, blocks, taught
-    task = learning.task(data, run, asked, *settings) if asked.learns else Classification(*settings)
+    task = Classification(trained, len(data.classes), run.optim, values, blocks, taught)
     trainer.fit(task, batches, ckpt_path=past and past.path)
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if best:
         model.load_state_dict(checkpoint.read(best).state)
-    return learning.finish(task, model, run.mame, best, Path(trainer.default_root_dir))
 
 
 def distillation(model: nn.Module, settings: Finetune) -> Distillation | None:

@@ -97,12 +97,10 @@ def find(run: Any, folder: Path, values: dict[str, Any]) -> Checkpoint | None:
 
 
 def _checked(found: Checkpoint, run: Any, values: dict[str, Any]) -> Checkpoint:
-    mame, asked = values["mame"], found.config.get("asked", found.config["mame"])
-    learned = "asked" in found.config or mame.get("schedule") == "learned"
-    solved = not learned and any(mame.get(key) is not None for key in ("flops", "speedup"))
+    solved = any(values["mame"].get(key) is not None for key in ("flops", "speedup"))
     now = values | {"mame": found.config["mame"]} if solved else values
     for group in FIXED:
-        before, after = _flat(found.config | {"mame": asked}, group), _flat(now, group)
+        before, after = _flat(found.config, group), _flat(now, group)
         before = _defaults(run, group) | before  # for keys that were not there yet
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key) and key.partition(".")[2] not in FREE.get(group, ()):

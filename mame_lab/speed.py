@@ -133,23 +133,13 @@ def gflops(model: Callable[[Tensor], object], inputs_B: Tensor, together: bool =
     batch to its longest sample is charged for each sample's own tokens, or `together`, for a model whose samples depend
     on their batch; and under the math kernel of attention, because the counter misses some fused ones.
     """
-    return {name: sum(of.values()) for name, of in gflops_by_operator(model, inputs_B, together).items()}
-
-
-def gflops_by_operator(
-    model: Callable[[Tensor], object], inputs_B: Tensor, together: bool = False
-) -> dict[str, dict[str, float]]:
-    """`gflops`, of each operator of a module by its name in ATen, such as "bmm"."""
     with _frozen(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for inputs in [inputs_B] if together else inputs_B.split(1):
             model(inputs)
-    counts = {
-        name: {str(operator).rpartition(".")[2]: count / 2e9 / len(inputs_B) for operator, count in of.items()}
-        for name, of in counter.get_flop_counts().items()
-    }
+    counts = {name: sum(of.values()) / 2e9 / len(inputs_B) for name, of in counter.get_flop_counts().items()}
     root = type(model).__name__
-    return {"": counts.get("Global", {})} | {
-        name.removeprefix(f"{root}."): of for name, of in counts.items() if name.startswith(f"{root}.")
+    return {"": counts.get("Global", 0.0)} | {
+        name.removeprefix(f"{root}."): count for name, count in counts.items() if name.startswith(f"{root}.")
     }
 
 

@@ -49,10 +49,6 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     if not method.target:
         return method
     tracing_family_of(model)
-    if method.learns:
-        raise MameLabError(
-            "mame.schedule=learned is learned in training: run train.py with it, or solve with schedule=adaptive"
-        )
     from rich.console import Console
     from rich.progress import Progress
 
@@ -79,25 +75,20 @@ def meet(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, fo
     with trainer.precision_plugin.forward_context():
         solved = solve(model.to(device), method, images)
     if trainer.is_global_zero:
-        tell("Solved", solved, folder)
+        from rich import get_console
+
+        path = save(solved, folder)
+        get_console().print(f"Solved: {solved}")
+        get_console().print(f"Saved: use it again with --config-dir {path.parents[1]} mame={path.stem}", soft_wrap=True)
     return solved
 
 
-def tell(what: str, method: Method, folder: Path) -> None:
-    """Print a method that was found, and save it to be given back."""
-    from rich import get_console
-
-    path = save(method, folder, what.lower())
-    get_console().print(f"{what}: {method}")
-    get_console().print(f"Saved: use it again with --config-dir {path.parents[1]} mame={path.stem}", soft_wrap=True)
-
-
-def save(method: Method, folder: Path, name: str = "solved") -> Path:
-    """Write a method as a choice of the group `mame`, to be given back with --config-dir FOLDER."""
+def save(method: Method, folder: Path) -> Path:
+    """Write a method as the choice `solved` of the group `mame`, to be given back with --config-dir FOLDER."""
     from omegaconf import OmegaConf
 
     said = {key: value for key, value in asdict(method).items() if value is not None}
-    path = folder / "mame" / f"{name}.yaml"
+    path = folder / "mame" / "solved.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     defaults = [f"/schema/mame/{method.method}@_here_", "_self_"]
     path.write_text(OmegaConf.to_yaml(OmegaConf.create({"defaults": defaults} | said)))

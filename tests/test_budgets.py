@@ -149,7 +149,7 @@ def test_a_budget_that_the_model_has_not_is_said_before_training(entry_point, tm
         ([4], {"mame": Ward(r=0)}, r"finetune.budgets=\[4\] and mame=off .or mame.r=0. exclude each other"),
         ([4], {"mame": ToMe()}, "mame=tome needs a budget"),
         ([4], {"mame": Ward(r=4, clamp=True)}, "and mame.clamp=true exclude each other"),
-        ([4], {"mame": Ward(flops=0.7, schedule="calibrated")}, r"=\[4\]: mame.schedule=calibrated"),
+        ([4], {"mame": Ward(flops=0.7, schedule="geometric")}, r"=\[4\]: mame.schedule=geometric"),
         ([4], {"finetune": Finetune("head", budgets=[4], cache=True)}, "and finetune.cache=true exclude each other"),
         ([4], {"compile": True}, "and compile=true exclude each other"),
         ([4], {"trainer": TrainerSettings(strategy="fsdp")}, "and trainer.strategy=fsdp exclude each other"),

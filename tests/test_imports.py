@@ -38,8 +38,7 @@ ARROWS = {
     "model_summary": ["models", "speed"],
     "comparison": ["data", "fidelity", "results"],
     "compilation": [],
-    "costs": ["merging", "models", "speed"],
-    "learning": ["checkpoint", "config", "costs", "data", "merging", "models", "targets", "tasks"],
+    "costs": ["models", "speed"],
     "targets": ["costs", "data", "merging", "models", "speed"],
     "benchmarks": ["comparison", "compilation", "data", "fidelity", "merging", "models", "results", "speed", "targets"],
     "config": [
@@ -63,8 +62,6 @@ ARROWS = {
         "config",
         "data",
         "finetune",
-        "learning",
-        "merging",
         "models",
         "results",
         "tasks",

@@ -92,7 +92,7 @@ def test_only_the_blocks_that_were_asked_for_merge(schedule):
 
 
 def test_thresholds_are_where_the_batch_loses_its_budget():
-    """3 of the 4 sources of two samples, the closest of both."""
+    """The two closest of the four sources of both samples, wherever they are."""
     similarity = torch.tensor([[[0.9, 0.7], [0.8, 0.1]], [[0.1, 0.6], [-1.0, 0.5]]])
     base = MaMe(tau=0.5)
     base.similarity = lambda _: similarity
@@ -135,7 +135,7 @@ def test_the_speed_up_is_that_of_merged_over_unmerged(monkeypatch):
     [
         (
             Ward(flops=0.05),
-            r"mame.flops=0.05 is out of reach: with mame.schedule=geometric at least 0.\d\d\d of the mult",
+            r"mame.flops=0.05 is out of reach: with mame.schedule=geometric at least 0.\d\d\d of",
         ),
         (Ward(speedup=40), r"mame.speedup=40 is out of reach"),
         (ToMe(flops=0.5, schedule="adaptive"), "mame.schedule=adaptive is not for mame=tome, which needs a budget"),

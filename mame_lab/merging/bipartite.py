@@ -29,11 +29,9 @@ class Bipartite(Method):
 
     Attributes:
         keep_norm: see `HardPlan`.
-        spreads: whether adaptive merging spreads a source over several targets.
     """
 
     keep_norm: ClassVar[float] = 0.0
-    spreads: ClassVar[bool] = False
     restores: ClassVar[bool] = True
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
@@ -118,10 +116,6 @@ class Adaptive(Bipartite):
             self._check_list()
         if self.batch not in BATCHES:
             raise MameLabError(f"mame.batch={self.batch} is not known: choose from {', '.join(BATCHES)}")
-        if self.learns and self.batch == "union":
-            raise MameLabError(
-                "mame.batch=union has no counts of each sample to learn from: choose per_sample or packed"
-            )
 
     def _check_list(self) -> None:
         for key in ("r", "flops", "speedup", "blocks", "schedule"):

@@ -31,7 +31,6 @@ class MaMe(Adaptive):
 
     method: str = "paper"
     default_tau: ClassVar[float] = 0.97
-    spreads: ClassVar[bool] = True
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching

@@ -41,7 +41,7 @@ class Method(ABC):
             with `r`); `linear`: falling from 2 r to 0, as ToMe proposes. With a target also `geometric`, its default:
             the same share of the tokens that are present in every block, from later blocks on the lighter the budget is
             (see `geometric_blocks`); `adaptive`: a threshold `tau` for every block, by which images lose as many tokens
-            on average; and, with `flops`, `learned`: a threshold for each block, which train.py learns.
+            on average.
         blocks: where to merge: the first n blocks or a list of indices. None: where the method is published (`places`);
             in all of them where the schedule is not constant.
         prop_attn: add the log of a token's size to its attention logits. Models trained without a supervised
@@ -108,26 +108,12 @@ class Method(ABC):
             raise MameLabError(f"mame.flops={self.flops} is out of range: give a share of the multiply-adds, in (0, 1)")
         if self.speedup is not None and self.speedup <= 1:
             raise MameLabError(f"mame.speedup={self.speedup} is out of range: give a factor above 1")
-        if self.learns:
-            self._check_learned()
-        choices = ("geometric", *SHAPES, "adaptive", "learned") if self.target else tuple(SHAPES)
+        choices = ("geometric", *SHAPES, "adaptive") if self.target else tuple(SHAPES)
         if self.schedule is not None and self.schedule not in choices:
             unless = "" if self.target else " (geometric and adaptive need mame.flops or mame.speedup)"
             raise MameLabError(
                 f"mame.schedule={self.schedule} is not known here: choose from {', '.join(choices)}{unless}"
             )
-
-    def _check_learned(self) -> None:
-        if not self.adaptive:
-            raise MameLabError(f"mame.schedule=learned is not for mame={self.method}, which has no threshold to learn")
-        if self.flops is None:
-            given = f"mame.speedup={self.speedup}" if self.speedup is not None else "mame.flops=null"
-            raise MameLabError(f"{given} and mame.schedule=learned do not go together: give mame.flops, such as 0.5")
-
-    @property
-    def learns(self) -> bool:
-        """Whether thresholds are still to be learned (by train.py)."""
-        return self.schedule == "learned"
 
     @property
     def target(self) -> bool:
@@ -189,11 +175,6 @@ class Method(ABC):
             tokens: what enters the step.
             leave: tokens that leave in every sample; None: the method decides.
         """
-
-    def merge(self, tokens: Tokens, leave: int | None) -> tuple[MergePlan, Tensor, Tensor]:
-        """A merge step: its plan, the tokens after it and their sizes."""
-        plan = self.plan(tokens, leave)
-        return plan, *plan.merge(tokens.x_BNC, tokens.size_BN1)
 
     def check_sequences(self, model: str, class_token: bool) -> None:
         """Raise MameLabError for what does not fit a vision transformer.

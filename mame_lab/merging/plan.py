@@ -76,13 +76,13 @@ class HardPlan(NamedTuple):
         moved_BRC = share_BR1 * (take(x_BNC, self.source_BR) - embedding(row_BR, y_MC))
         y_MC.index_add_(0, row_BR.flatten(), moved_BRC.flatten(0, 1))
         if self.keep_norm:
-            norm_BN1 = norm(x_BNC)
+            norm_BN1 = _norm(x_BNC)
             norm_BK1, norm_BR1 = norm_BN1.gather(1, self.index_BK[..., None]), self._of_removed(norm_BN1)
             if self.norm_of == "max":
                 norm_BK1 = norm_BK1.scatter_reduce(1, row_BR1, norm_BR1, "amax")
             else:
                 norm_BK1 = norm_BK1.scatter_add(1, row_BR1, share_BR1 * (norm_BR1 - norm_BK1.gather(1, row_BR1)))
-            y_BKC = y_BKC * _scale(norm_BK1 / norm(y_BKC), self.keep_norm, total_BK1 > size_BK1)
+            y_BKC = y_BKC * _scale(norm_BK1 / _norm(y_BKC), self.keep_norm, total_BK1 > size_BK1)
         return y_BKC.to(x_BNC.dtype), total_BK1
 
     def _of_removed(self, y_BN1: Tensor) -> Tensor:
@@ -144,10 +144,10 @@ class SoftPlan(NamedTuple):
         kept_BT1 = 1 - share_BTR.sum(2, keepdim=True)
         y_BTC = torch.baddbmm(x_BTC * kept_BT1.to(x_BTC.dtype), share_BTR.to(x_BTC.dtype), x_BRC)
         if self.keep_norm:
-            norm_BT1 = kept_BT1 * norm(x_BTC) + share_BTR @ norm(x_BRC)
-            y_BTC = y_BTC * _scale(norm_BT1 / norm(y_BTC), self.keep_norm, kept_BT1 < 1).to(y_BTC.dtype)
+            norm_BT1 = kept_BT1 * _norm(x_BTC) + share_BTR @ _norm(x_BRC)
+            y_BTC = y_BTC * _scale(norm_BT1 / _norm(y_BTC), self.keep_norm, kept_BT1 < 1).to(y_BTC.dtype)
         total_BK1 = size_BK1.scatter_add(1, self.row_BT[..., None], gained_BT1)
-        return add(x_BKC, self.row_BT, y_BTC - x_BTC), total_BK1
+        return _add(x_BKC, self.row_BT, y_BTC - x_BTC), total_BK1
 
     def restore(self, x_BKC: Tensor) -> Tensor:
         """MaRe: tokens return to their positions, a merged one as the weighted mean W^T x' of those that took it.
@@ -287,13 +287,13 @@ def take(x_BNC: Tensor, index_BK: Tensor) -> Tensor:
     return embedding(_flat(index_BK, x_BNC.shape[1]), x_BNC.flatten(0, 1))
 
 
-def add(x_BKC: Tensor, row_BU: Tensor, y_BUC: Tensor) -> Tensor:
+def _add(x_BKC: Tensor, row_BU: Tensor, y_BUC: Tensor) -> Tensor:
     """Adds y, in place, to the tokens at the given places."""
     x_BKC.flatten(0, 1).index_add_(0, _flat(row_BU, x_BKC.shape[1]).flatten(), y_BUC.flatten(0, 1))
     return x_BKC
 
 
-def norm(x_BNC: Tensor) -> Tensor:
+def _norm(x_BNC: Tensor) -> Tensor:
     """The norm of every token, not quite 0 where it is 0, so that it has a quotient and a gradient."""
     dtype = _precise(x_BNC)
     norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True, dtype=dtype)

@@ -153,7 +153,8 @@ class MergeState(NamedTuple):
 def merge_step(method: Method, tokens: Tokens, leave: int | None) -> tuple[MergePlan, Tensor, Tensor, Tensor | None]:
     """All that one merge step computes: the plan, the tokens after it, their sizes, and the attention bias."""
     with full_precision(tokens.x_BNC):
-        plan, x_BKC, size_BK1 = method.merge(tokens, leave)
+        plan = method.plan(tokens, leave)
+        x_BKC, size_BK1 = plan.merge(tokens.x_BNC, tokens.size_BN1)
         bias_B11K = attention_bias(size_BK1, plan.valid_BK, method.prop_attn)
     return plan, x_BKC, size_BK1, None if bias_B11K is None else bias_B11K.to(x_BKC.dtype)
 

@@ -83,12 +83,8 @@ class Classification(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         trainer: Any = self.trainer
         steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
-        optimizer, scheduler = self.optim.build(self.model, self.blocks, steps, epochs, self.other_parameters())
+        optimizer, scheduler = self.optim.build(self.model, self.blocks, steps, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def other_parameters(self) -> list[dict[str, Any]]:
-        """The parameter groups of what trains beside the model, see `AdamW.build`."""
-        return []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config

@@ -83,12 +83,7 @@ class AdamW:
                 raise MameLabError(f"optim.{key}={getattr(self, key)}: set it to a value {rule}")
 
     def build(
-        self,
-        model: nn.Module,
-        blocks: Sequence[str],
-        total_steps: float,
-        epochs: int,
-        others: Sequence[dict[str, Any]] = (),
+        self, model: nn.Module, blocks: Sequence[str], total_steps: float, epochs: int
     ) -> tuple[Optimizer, LRScheduler]:
         """The optimizer of the parameters of `model` that train, and its scheduler, to be stepped after every update.
 
@@ -99,16 +94,13 @@ class AdamW:
             model: what trains.
             blocks: the names of its blocks, in order.
             total_steps: updates, in `epochs` epochs.
-            others: further groups of parameters, as torch's optimizers take them.
 
         Raises:
             MameLabError: layers are to have rates of their own, and all that trains is one.
         """
         import torch
 
-        optimizer = torch.optim.AdamW(
-            [*self._groups(model, blocks), *others], lr=self.lr, betas=(self.betas[0], self.betas[1])
-        )
+        optimizer = torch.optim.AdamW(self._groups(model, blocks), lr=self.lr, betas=(self.betas[0], self.betas[1]))
         factor = partial(
             lr_factor,
             total_steps=int(total_steps),
