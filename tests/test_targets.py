@@ -91,13 +91,14 @@ def test_only_the_blocks_that_were_asked_for_merge(schedule):
     assert [leave != 0 for leave in solved.schedule_for(DEPTH).amounts] == [block in (1, 3) for block in range(DEPTH)]
 
 
+class Given(MaMe):
+    def similarity(self, tokens):
+        return torch.tensor([[[0.9, 0.7], [0.8, 0.1]], [[0.1, 0.6], [-1.0, 0.5]]])
+
+
 def test_thresholds_are_where_the_batch_loses_its_budget():
     """The two closest of the four sources of both samples, wherever they are."""
-    similarity = torch.tensor([[[0.9, 0.7], [0.8, 0.1]], [[0.1, 0.6], [-1.0, 0.5]]])
-    base = MaMe(tau=0.5)
-    base.similarity = lambda _: similarity
-    pooled = targets._Pooled(base=base)
-    x = torch.randn(2, 4, 3)
+    pooled, x = targets._Pooled(base=Given(tau=0.5)), torch.randn(2, 4, 3)
     plan = pooled.plan(Tokens(x, x, torch.ones(2, 4, 1), 0), 1)
     assert pooled.taus == [pytest.approx(0.6)]
     assert plan.tokens().tolist() == [2, 4]
