@@ -21,20 +21,15 @@ def cosine_similarities(y, prefix: int) -> dict[int, list[float]]:
 
 
 def ward_similarities(y, weights, prefix: int) -> dict[int, list[float]]:
-    """1 minus what a merge adds to the weighted sum of squared distances, over the variance of the patch tokens."""
+    """1 minus what a merge adds to the weighted sum of squared distances, over the mean squared norm of the patches."""
     targets, sources = partition(len(y), prefix)
-    patches = y[prefix:]
-    mean = [sum(column) / len(patches) for column in zip(*patches, strict=True)]
-
-    def square(a, b):
-        return sum((u - v) ** 2 for u, v in zip(a, b, strict=True))
-
-    variance = sum(square(row, mean) for row in patches) / len(patches)
+    mean_square = sum(dot(row, row) for row in y[prefix:]) / len(y[prefix:])
 
     def cost(t, s):
-        return weights[t] * weights[s] / (weights[t] + weights[s]) * square(y[t], y[s])
+        difference = [a - b for a, b in zip(y[t], y[s], strict=True)]
+        return weights[t] * weights[s] / (weights[t] + weights[s]) * dot(difference, difference)
 
-    return {s: [1 - cost(t, s) / variance for t in targets] for s in sources}
+    return {s: [1 - cost(t, s) / mean_square for t in targets] for s in sources}
 
 
 def ward_weights(queries, keys, sizes, prefix: int, scale: float) -> list[float]:

@@ -67,9 +67,8 @@ class Attention(TorchFunctionMode):
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None and not self.calls:
             raise MameLabError(
-                "methods on attention (such as mame=tome) and mame.batch=packed need PyTorch's fused attention, which "
-                "this model does not use: "
-                "unset TIMM_FUSED_ATTN, or choose another method or batch"
+                "methods that look at attention (such as mame=ward and mame=tome) and mame.batch=packed need PyTorch's "
+                "fused attention, which this model does not use: unset TIMM_FUSED_ATTN, or choose mame=paper"
             )
 
 

@@ -29,8 +29,8 @@ def ward_similarity(y_BNC: Tensor, weight_BN1: Tensor, tokens: Tokens) -> Tensor
     """1 minus the Ward cost of merging every target with every source, in float32 at least; -inf for padding.
 
     The Ward cost is what a merge adds to the weighted sum of squared distances of all tokens from their merged
-    representatives, w_t w_s / (w_t + w_s) |y_t - y_s|^2, here over the mean squared distance of the patch tokens from
-    their mean: two of weight 1 and of that distance have the cosine of their deviations as similarity.
+    representatives, w_t w_s / (w_t + w_s) |y_t - y_s|^2, here over the mean square of all. For two tokens of weight 1
+    and mean norm the similarity is their cosine.
 
     Args:
         y_BNC: what is compared: the tokens or something of theirs.
@@ -38,15 +38,13 @@ def ward_similarity(y_BNC: Tensor, weight_BN1: Tensor, tokens: Tokens) -> Tensor
         tokens: says which are targets, sources and padding.
     """
     y_BNC = _precise(y_BNC)
-    y_BNC = y_BNC - tokens.mean(y_BNC)
     square_BN1 = torch.linalg.vector_norm(y_BNC, dim=-1, keepdim=True).square()
     target_BTC, source_BSC = tokens.split(y_BNC)
     target_BT1, source_BS1 = tokens.split(square_BN1)
     distance_BTS = torch.baddbmm(target_BT1 + source_BS1.mT, target_BTC, source_BSC.mT, alpha=-2)
     target_BT1, source_BS1 = tokens.split(weight_BN1)
     factor_BTS = target_BT1 * source_BS1.mT / (target_BT1 + source_BS1.mT)
-    spread_B11 = tokens.mean(square_BN1).clamp(min=torch.finfo(y_BNC.dtype).tiny)
-    return _without_padding(1 - distance_BTS * factor_BTS / spread_B11, tokens)
+    return _without_padding(1 - distance_BTS * factor_BTS / tokens.mean(square_BN1), tokens)
 
 
 def attraction(attention_BN1: Tensor, tokens: Tokens, of_attention: float, of_size: float) -> Tensor:

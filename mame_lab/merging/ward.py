@@ -20,7 +20,7 @@ class Ward(Adaptive):
     """Tokens merge where that moves least what later tokens attend to.
 
     Three choices differ from the paper. The similarity is 1 minus Ward's cost on the attention keys of all heads,
-    w_t w_s / (w_t + w_s) |k_t - k_s|^2 over the mean squared distance of the keys from their mean. A token weighs the
+    w_t w_s / (w_t + w_s) |k_t - k_s|^2 over the mean square of all keys. A token weighs the
     fourth root of its size times the attention that the class token pays it (the square root of its size in a model
     without prefix tokens): tokens that stand for many, or that are looked at, merge late. And a source goes whole to
     its nearest target.
@@ -29,14 +29,14 @@ class Ward(Adaptive):
     comes before attention, the tokens that enter attention take the place of the keys.
 
     Args:
-        tau: see `Adaptive`; 0.9 if neither `tau` nor `r` is set. It has no meaning together with `r`.
+        tau: see `Adaptive`; 0.996 if neither `tau` nor `r` is set. It has no meaning together with `r`.
         blocks: see `Method`; adaptive merging without it takes place in all blocks: the threshold finds those in which
             merging is harmless.
         method, r, prop_attn, clamp, batch: see `Adaptive`.
     """
 
     method: str = "ward"
-    default_tau: ClassVar[float] = 0.9
+    default_tau: ClassVar[float] = 0.996
     needs: ClassVar[frozenset[str]] = frozenset({"keys", "queries"})
 
     def __post_init__(self) -> None:

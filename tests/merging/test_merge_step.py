@@ -217,7 +217,7 @@ def test_restore_inverts_the_merge_of_copies(method, prefix):
 
 
 def test_ward_of_two_plain_tokens_is_their_cosine():
-    """Of size 1 and of one distance from their mean; heavier ones merge less readily, by the root of their sizes."""
+    """Of size 1 and mean norm; heavier ones merge less readily, by the root of their sizes."""
     half = torch.nn.functional.normalize(rand(torch.Generator().manual_seed(0), 2, 4, 5), dim=-1) * 3
     x = torch.cat([half, -half], 1)
     ward, cosine = Ward(tau=0).similarity(plain(x)), MaMe(tau=0).similarity(plain(x))

@@ -15,7 +15,7 @@ def test_each_block_has_its_own_threshold(family):
     """So only the blocks before the first that merges see all tokens."""
     model, x = build(family), inputs(family)
     all_of = int(family_of(model).trace(model, x)[0][0])
-    mame_lab.apply(model, tau=[1, 1, 0, 1, -0.5, 1])
+    mame_lab.apply(model, tau=[1, 1, 0.5, 1, 0.3, 1])
     tokens_DB = torch.stack(family_of(model).trace(model, x))
     assert (tokens_DB[:2] == all_of).all()
     assert (tokens_DB[2] < all_of).all()

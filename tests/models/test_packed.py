@@ -116,7 +116,7 @@ def test_unfused_attention_is_refused(family, method):
         block.attn.fused_attn = False
     with pytest.raises(mame_lab.MameLabError, match=r"fused attention.* TIMM_FUSED_ATTN"):
         model(images())
-    for other in (Ward(tau=0.8), Ward(r=5)):
+    for other in (MaMe(tau=0.8), MaMe(r=5)):
         assert mame_lab.apply(model, other)(images()).isfinite().all()
 
 
