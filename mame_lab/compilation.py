@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 def check_compiles(model: nn.Module, device: torch.device | str) -> None:
     """Raise MameLabError where a model takes its shapes from its images, or torch.compile does not work on a device."""
     method = vars(model).get("method")
-    if method is not None and method.r is None:
+    if method is not None and method.adapts:
         raise MameLabError(
             f"compile=true needs a budget: mame={method.method} without mame.r lets the images decide how many tokens "
             f"leave, so that it compiles to dozens of graphs; set mame.r or compile=false"

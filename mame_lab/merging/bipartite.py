@@ -100,7 +100,7 @@ class Adaptive(Bipartite):
     batch: str = "per_sample"
 
     adaptive: ClassVar[bool] = True
-    default_tau: ClassVar[float]
+    default_tau: ClassVar[float | None]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,17 +126,20 @@ class Adaptive(Bipartite):
                 )
 
     @property
+    def adapts(self) -> bool:
+        return self.r is None and self.tau is not None
+
+    @property
     def depends_on_batch(self) -> bool:
-        return self.r is None and self.batch == "union"
+        return self.adapts and self.batch == "union"
 
     @property
     def packed(self) -> bool:
-        return self.r is None and self.batch == "packed"
+        return self.adapts and self.batch == "packed"
 
     def at(self, r: Any, **changes: Any) -> Self:
         """As `Method.at`; a threshold stays where it only says how a source is spread."""
-        decides = self.r is None and not self.target
-        return super().at(r, tau=None if decides else self.tau, **changes)
+        return super().at(r, tau=None if self.adapts else self.tau, **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
         if isinstance(self.tau, list):

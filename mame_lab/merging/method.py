@@ -121,6 +121,11 @@ class Method(ABC):
         return self.flops is not None or self.speedup is not None
 
     @property
+    def adapts(self) -> bool:
+        """Whether the number of tokens that are removed depends on the input: a threshold decides."""
+        return False
+
+    @property
     def depends_on_batch(self) -> bool:
         """Whether the tokens of a sample depend on the other samples of its batch."""
         return False

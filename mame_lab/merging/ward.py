@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.bipartite import Adaptive
-from mame_lab.merging.schedule import Schedule, make_schedule
+from mame_lab.merging.schedule import Schedule, geometric_blocks, make_schedule, merging_blocks, over_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mame_lab.merging.tokens import Tokens
+
+# The share of the patch tokens that remain at the end where nothing says how many.
+KEPT = 1 / 3
 
 
 @dataclass
@@ -29,14 +32,14 @@ class Ward(Adaptive):
     comes before attention, the tokens that enter attention take the place of the keys.
 
     Args:
-        tau: see `Adaptive`; 0.996 if neither `tau` nor `r` is set. It has no meaning together with `r`.
-        blocks: see `Method`; adaptive merging without it takes place in all blocks: the threshold finds those in which
-            merging is harmless.
+        tau: see `Adaptive`. It has no meaning together with `r`. Without both, and without a target, `KEPT` of the
+            patch tokens remain at the end: the same share is removed in each block of a geometric schedule.
+        blocks: see `Method`; with `tau`, None is all blocks: the threshold finds those in which merging is harmless.
         method, r, prop_attn, clamp, batch: see `Adaptive`.
     """
 
     method: str = "ward"
-    default_tau: ClassVar[float] = 0.996
+    default_tau: ClassVar[float | None] = None
     needs: ClassVar[frozenset[str]] = frozenset({"keys", "queries"})
 
     def __post_init__(self) -> None:
@@ -64,6 +67,9 @@ class Ward(Adaptive):
         return (tokens.size_BN1 * attention_BN1 * size_B11 / attention_B11) ** 0.25
 
     def schedule_for(self, depth: int) -> Schedule:
+        if self.r is None and not self.adapts and not self.target:
+            blocks = geometric_blocks(depth, KEPT) if self.blocks is None else merging_blocks(self.blocks, depth)
+            return over_blocks([min(1 - KEPT ** (1 / len(blocks)), 0.5) for _ in blocks], blocks, depth)
         schedule = super().schedule_for(depth)
         in_all_blocks = self.r is None and self.blocks is None and not isinstance(self.tau, list) and not schedule.off
         return make_schedule(None, depth, depth) if in_all_blocks else schedule

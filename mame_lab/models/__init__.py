@@ -127,7 +127,7 @@ def depends_on_batch(model: nn.Module) -> bool:
 def adapts(model: nn.Module) -> bool:
     """Whether the number of tokens that leave depends on the images."""
     method = vars(model).get("method")
-    return method is not None and method.r is None
+    return method is not None and method.adapts
 
 
 def twin(model: nn.Module) -> nn.Module:

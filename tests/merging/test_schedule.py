@@ -33,7 +33,9 @@ def test_tokens_that_leave(settings, depth, patches, leaving):
 @pytest.mark.parametrize(
     ("settings", "leaving"),
     [
-        ({}, [None] * 4),
+        ({}, [15, 11, 9, 6]),
+        ({"blocks": 1}, [32, 0, 0, 0]),
+        ({"tau": 0.9}, [None] * 4),
         ({"tau": 0.9, "batch": "packed"}, [None] * 4),
         ({"tau": 0.9, "blocks": 1}, [None, 0, 0, 0]),
         ({"blocks": 0}, [0] * 4),
@@ -42,7 +44,7 @@ def test_tokens_that_leave(settings, depth, patches, leaving):
         ({"r": 8}, [8, 8, 0, 0]),
     ],
 )
-def test_ward_without_a_budget_merges_in_all_blocks(settings, leaving):
+def test_ward_without_a_budget(settings, leaving):
     assert Ward(**settings).schedule_for(4).walk(64) == leaving
 
 
