@@ -23,10 +23,9 @@ class Ward(Adaptive):
     """Tokens merge where that moves least what later tokens attend to.
 
     Three choices differ from the paper. The similarity is 1 minus Ward's cost on the attention keys of all heads,
-    w_t w_s / (w_t + w_s) |k_t - k_s|^2 over the mean square of all keys. A token weighs the
-    fourth root of its size times the attention that the class token pays it (the square root of its size in a model
-    without prefix tokens): tokens that stand for many, or that are looked at, merge late. And a source goes whole to
-    its nearest target.
+    w_t w_s / (w_t + w_s) |k_t - k_s|^2 over the mean square of all keys. A token weighs the fourth root of its size
+    times the attention that the class token pays it (the square root of its size in a model without prefix tokens):
+    tokens that stand for many, or that are looked at, merge late. And a source goes whole to its nearest target.
 
     Sums of sizes and of size times token are kept. No gradient passes through the choice. In a U-Net, where merging
     comes before attention, the tokens that enter attention take the place of the keys.
