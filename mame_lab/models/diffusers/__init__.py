@@ -30,15 +30,15 @@ def attach(model: Any, method: Method) -> None:
     levels = resolutions(unet)
     if method.target:
         raise MameLabError(f"mame={method} has a target, which no U-Net is solved for: set mame.r, such as mame.r=0.5")
-    schedule = method.schedule_for(len(levels))
     if not method.restores:
         raise MameLabError(f"mame={method} cannot merge in a U-Net: choose ward, paper or tomesd")
-    if None in schedule.amounts:
+    if method.r is None:
         raise MameLabError(f"mame={method} has no budget, which a U-Net needs: set mame.r, such as mame.r=0.5")
     if getattr(method, "tau", None) is not None:
         raise MameLabError(
             f"mame.tau={vars(method)['tau']} has no meaning in a U-Net, where sources go whole: set it to null"
         )
+    schedule = method.schedule_for(len(levels))
     detach(model)
     if schedule.off:
         return
