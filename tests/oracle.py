@@ -20,16 +20,17 @@ def cosine_similarities(y, prefix: int) -> dict[int, list[float]]:
     return {s: [dot(y[t], y[s]) / math.sqrt(dot(y[t], y[t]) * dot(y[s], y[s])) for t in targets] for s in sources}
 
 
-def ward_similarities(y, weights, prefix: int) -> dict[int, list[float]]:
-    """1 minus what a merge adds to the weighted sum of squared distances, over the mean squared norm of the patches."""
-    targets, sources = partition(len(y), prefix)
-    mean_square = sum(dot(row, row) for row in y[prefix:]) / len(y[prefix:])
+def ward_similarities(keys, x, weights, prefix: int) -> dict[int, list[float]]:
+    """1 minus Ward's cost by the product of two distances: of the keys, over their root mean square, and of unit x."""
+    targets, sources = partition(len(x), prefix)
+    mean_square = sum(dot(key, key) for key in keys[prefix:]) / len(keys[prefix:])
+    unit = [[value / math.hypot(*row) for value in row] for row in x]
 
     def cost(t, s):
-        difference = [a - b for a, b in zip(y[t], y[s], strict=True)]
-        return weights[t] * weights[s] / (weights[t] + weights[s]) * dot(difference, difference)
+        distance = math.dist(keys[t], keys[s]) / math.sqrt(mean_square) * math.dist(unit[t], unit[s])
+        return weights[t] * weights[s] / (weights[t] + weights[s]) * distance
 
-    return {s: [1 - cost(t, s) / mean_square for t in targets] for s in sources}
+    return {s: [1 - cost(t, s) for t in targets] for s in sources}
 
 
 def ward_weights(queries, keys, sizes, prefix: int, scale: float) -> list[float]:

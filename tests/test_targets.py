@@ -55,17 +55,17 @@ def test_shapes_of_the_lists():
     assert max(merging) - min(merging) <= 1
     assert lists["constant"][2 * DEPTH // 3 :] == [0] * (DEPTH - len(merging))
     assert lists["linear"] == sorted(lists["linear"], reverse=True)
-    assert lists["geometric"][0] == lists["geometric"][-1] == 0
+    assert [block for block, amount in enumerate(lists["geometric"]) if amount] == geometric_blocks(DEPTH, 0.7)
     left, fractions = math.prod(family_of(model).grid(model, x)), []
-    for leave in lists["geometric"][1:-1]:
+    for leave in filter(None, lists["geometric"]):
         fractions.append(leave / left)
         left -= leave
     assert max(fractions) - min(fractions) < 2 / left
 
 
-@pytest.mark.parametrize(("share", "first"), [(0.9, 3), (0.8, 2), (0.6, 0), (0.4, 0)])
+@pytest.mark.parametrize(("share", "first"), [(0.9, 4), (0.8, 3), (0.6, 1), (0.4, 0)])
 def test_a_light_budget_spares_the_first_blocks(share, first):
-    assert geometric_blocks(12, share) == list(range(first, 10))
+    assert geometric_blocks(12, share) == list(range(first, 11))
 
 
 def test_without_pairs_more_than_half_leaves_a_block():

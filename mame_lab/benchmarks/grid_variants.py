@@ -14,7 +14,7 @@ from torch import Tensor
 from mame_lab.merging import MaMe, Method, ToMeSD, Ward
 from mame_lab.merging.assignment import Assignment, Match
 from mame_lab.merging.grid import Grid
-from mame_lab.merging.matching import ward_similarity
+from mame_lab.merging.matching import squared_distance, ward_similarity
 from mame_lab.merging.tokens import Tokens
 from mame_lab.merging.windows import part
 
@@ -113,7 +113,8 @@ ARMS = {
 def _similarity(x_BNC: Tensor, target_T: Tensor, source_S: Tensor) -> Tensor:
     """Ward's similarity of tokens of size 1 over the whole grid, (B, T, S)."""
     size_BN1 = torch.ones_like(x_BNC[..., :1])
-    return ward_similarity(x_BNC, size_BN1, Tokens(x_BNC, x_BNC, size_BN1, 0, partition=(target_T, source_S)))
+    tokens = Tokens(x_BNC, x_BNC, size_BN1, 0, partition=(target_T, source_S))
+    return ward_similarity(squared_distance(x_BNC, tokens), size_BN1, tokens)
 
 
 def _places(is_one_N: Tensor) -> Tensor:

@@ -18,32 +18,42 @@ if TYPE_CHECKING:
 
 @dataclass
 class InputWard(Ward):
-    """On the tokens that attention is given instead of the keys."""
+    """By the tokens that attention is given."""
 
-    def similarity(self, tokens: Tokens) -> Tensor:
+    def distance(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        return matching.ward_similarity(tokens.input_BNC, self.weight(tokens), tokens)
+        return matching.squared_distance(tokens.input_BNC, tokens)
 
 
 @dataclass
 class TokenWard(Ward):
-    """On the tokens after attention."""
+    """By the tokens after attention, normalised, without the keys."""
 
-    def similarity(self, tokens: Tokens) -> Tensor:
+    def distance(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        return matching.ward_similarity(tokens.x_BNC, self.weight(tokens), tokens)
+        return matching.squared_distance(matching.unit(tokens.x_BNC), tokens)
+
+
+@dataclass
+class KeyWard(Ward):
+    """By the keys alone."""
+
+    def distance(self, tokens: Tokens) -> Tensor:
+        from mame_lab.merging import matching
+
+        return matching.squared_distance(tokens.keys(), tokens)
 
 
 @dataclass
 class MeanKeyWard(Ward):
-    """On the mean of the keys over heads."""
+    """By the mean of the keys over heads."""
 
-    def similarity(self, tokens: Tokens) -> Tensor:
+    def distance(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        return matching.ward_similarity(tokens.mean_key(), self.weight(tokens), tokens)
+        return matching.squared_distance(tokens.mean_key(), tokens)
 
 
 @dataclass
@@ -94,6 +104,7 @@ class EViTEverywhere(EViT):
 VARIANTS: dict[str, type[Method]] = {
     "ward_input": InputWard,
     "ward_tokens": TokenWard,
+    "ward_keys": KeyWard,
     "ward_mean_key": MeanKeyWard,
     "ward_root": RootWard,
     "ward_size": SizeWard,

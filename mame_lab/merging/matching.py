@@ -25,16 +25,28 @@ def cosine_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
     return _without_padding(target_BTC @ source_BSC.mT, tokens)
 
 
-def ward_similarity(y_BNC: Tensor, weight_BN1: Tensor, tokens: Tokens) -> Tensor:
-    """1 minus the Ward cost of merging every target with every source, in float32 at least; -inf for padding.
+def ward_similarity(distance_BTS: Tensor, weight_BN1: Tensor, tokens: Tokens) -> Tensor:
+    """1 minus the Ward cost of merging every target with every source; -inf for padding.
 
     The Ward cost is what a merge adds to the weighted sum of squared distances of all tokens from their merged
-    representatives, w_t w_s / (w_t + w_s) |y_t - y_s|^2, here over the mean square of all. For two tokens of weight 1
-    and mean norm the similarity is their cosine.
+    representatives: w_t w_s / (w_t + w_s) times their squared distance. For two tokens of weight 1 and unit norm the
+    similarity is their cosine.
+
+    Args:
+        distance_BTS: the squared distance of every target and every source.
+        weight_BN1: how much each token weighs, such as its size.
+        tokens: says which are targets, sources and padding.
+    """
+    target_BT1, source_BS1 = tokens.split(weight_BN1)
+    factor_BTS = target_BT1 * source_BS1.mT / (target_BT1 + source_BS1.mT)
+    return _without_padding(1 - distance_BTS * factor_BTS, tokens)
+
+
+def squared_distance(y_BNC: Tensor, tokens: Tokens) -> Tensor:
+    """|y_t - y_s|^2 of every target and every source over the mean square of all, in float32 at least: (B, T, S).
 
     Args:
         y_BNC: what is compared: the tokens or something of theirs.
-        weight_BN1: how much each one weighs, such as its size.
         tokens: says which are targets, sources and padding.
     """
     y_BNC = _precise(y_BNC)
@@ -42,9 +54,7 @@ def ward_similarity(y_BNC: Tensor, weight_BN1: Tensor, tokens: Tokens) -> Tensor
     target_BTC, source_BSC = tokens.split(y_BNC)
     target_BT1, source_BS1 = tokens.split(square_BN1)
     distance_BTS = torch.baddbmm(target_BT1 + source_BS1.mT, target_BTC, source_BSC.mT, alpha=-2)
-    target_BT1, source_BS1 = tokens.split(weight_BN1)
-    factor_BTS = target_BT1 * source_BS1.mT / (target_BT1 + source_BS1.mT)
-    return _without_padding(1 - distance_BTS * factor_BTS / tokens.mean(square_BN1), tokens)
+    return distance_BTS / tokens.mean(square_BN1)
 
 
 def attraction(attention_BN1: Tensor, tokens: Tokens, of_attention: float, of_size: float) -> Tensor:

@@ -166,7 +166,7 @@ def factors(shape: str, blocks: int) -> list[float]:
 def geometric_blocks(depth: int, share: float) -> list[int]:
     """Where a geometric schedule merges that comes down to a share of the multiply-adds.
 
-    In the first 5/6 of the blocks, for what later ones save is little. A light budget spares the first blocks, whose
-    merges harm most; a heavy one cannot, for they save most.
+    In all blocks but the last twelfth, for what later ones save is little. A light budget spares the first blocks,
+    whose merges harm most; a heavy one cannot, for they save most.
     """
-    return list(range(round(0.8 * depth * max(share - 0.55, 0)), -(-5 * depth // 6)))
+    return list(range(round(depth * max(share - 0.55, 0)), depth - round(depth / 12)))

@@ -68,9 +68,14 @@ class Tokens(NamedTuple):
         valid_BN1 = self.valid_BN[:, self.prefix :, None]
         return (y_BNC * valid_BN1).sum(1, keepdim=True) / valid_BN1.sum(1, keepdim=True)
 
+    def keys(self) -> Tensor:
+        """The attention keys of all heads: (B, N, H * D)."""
+        assert self.key_BHND is not None  # For methods whose `needs` has "keys".
+        return self.key_BHND.transpose(1, 2).flatten(2)
+
     def mean_key(self) -> Tensor:
         """The attention keys, mean over heads: key_BND."""
-        assert self.key_BHND is not None  # For methods whose `needs` has "keys".
+        assert self.key_BHND is not None
         return self.key_BHND.mean(1)
 
     def class_attention(self) -> Tensor:

@@ -20,15 +20,17 @@ KEPT = 1 / 3
 
 @dataclass
 class Ward(Adaptive):
-    """Tokens merge where that moves least what later tokens attend to.
+    """Tokens merge where that moves least what later tokens attend to, and what attention has made of them.
 
-    Three choices differ from the paper. The similarity is 1 minus Ward's cost on the attention keys of all heads,
-    w_t w_s / (w_t + w_s) |k_t - k_s|^2 over the mean square of all keys. A token weighs the fourth root of its size
-    times the attention that the class token pays it (the square root of its size in a model without prefix tokens):
-    tokens that stand for many, or that are looked at, merge late. And a source goes whole to its nearest target.
+    Three choices differ from the paper. The similarity is 1 minus Ward's cost w_t w_s / (w_t + w_s) d_ts, where d is
+    the product of two distances: |k_t - k_s| of the attention keys of all heads over their root mean square, and
+    |x_t - x_s| of the tokens after attention, normalised; for what two tokens do together goes wrong by the product of
+    how differently they are attended to and how different they are. A token weighs the fourth root of its size times
+    the attention that the class token pays it (the square root of its size in a model without prefix tokens): tokens
+    that stand for many, or that are looked at, merge late. And a source goes whole to its nearest target.
 
     Sums of sizes and of size times token are kept. No gradient passes through the choice. In a U-Net, where merging
-    comes before attention, the tokens that enter attention take the place of the keys.
+    comes before attention, d is the squared distance of the tokens that enter attention.
 
     Args:
         tau: see `Adaptive`. It has no meaning together with `r`. Without both, and without a target, `KEPT` of the
@@ -54,8 +56,18 @@ class Ward(Adaptive):
         from mame_lab.merging import matching
 
         if tokens.key_BHND is None:
-            return matching.ward_similarity(tokens.input_BNC, tokens.size_BN1.sqrt(), tokens)
-        return matching.ward_similarity(tokens.key_BHND.transpose(1, 2).flatten(2), self.weight(tokens), tokens)
+            return matching.ward_similarity(
+                matching.squared_distance(tokens.input_BNC, tokens), tokens.size_BN1.sqrt(), tokens
+            )
+        return matching.ward_similarity(self.distance(tokens), self.weight(tokens), tokens)
+
+    def distance(self, tokens: Tokens) -> Tensor:
+        """How far apart every target and every source are, as a square: (B, T, S); any value for padding."""
+        from mame_lab.merging import matching
+
+        of_keys_BTS = matching.squared_distance(tokens.keys(), tokens)
+        of_tokens_BTS = matching.squared_distance(matching.unit(tokens.x_BNC), tokens)
+        return (of_keys_BTS * of_tokens_BTS).relu().sqrt()
 
     def weight(self, tokens: Tokens) -> Tensor:
         """How much each token weighs, (B, N, 1); any value for padding."""

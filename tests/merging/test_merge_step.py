@@ -55,8 +55,8 @@ def columns(method: Method, leave: int | None, tokens: Tokens, sample: int) -> d
         queries, keys = tokens.query_BHND[sample].tolist(), tokens.key_BHND[sample].tolist()
         sizes = tokens.size_BN1[sample, :, 0].tolist()
         weights = oracle.ward_weights(queries, keys, sizes, tokens.prefix, tokens.scale)
-        compared = tokens.key_BHND[sample].transpose(0, 1).flatten(1).tolist()
-        similarities = oracle.ward_similarities(compared, weights, tokens.prefix)
+        all_keys, x = tokens.key_BHND[sample].transpose(0, 1).flatten(1).tolist(), tokens.x_BNC[sample].tolist()
+        similarities = oracle.ward_similarities(all_keys, x, weights, tokens.prefix)
     else:
         compared = tokens.mean_key() if isinstance(method, ToMe) else tokens.x_BNC
         similarities = oracle.cosine_similarities(compared[sample].tolist(), tokens.prefix)
