@@ -73,7 +73,8 @@ class Schedules(Space):
 
     def first(self) -> list[Parameters]:
         """The shapes that need no search, at half of the tokens."""
-        weights = [[round(WEIGHTS / 2 * factor) for factor in factors(shape, self.blocks)] for shape in SHAPES]
+        shapes = [factors(shape, self.blocks) for shape in SHAPES]
+        weights = [[min(round(WEIGHTS / 2 * factor), WEIGHTS) for factor in shape] for shape in shapes]
         return [{LEAVING: 0.5, **dict(zip(self._names(), each, strict=True))} for each in weights]
 
     def unmerged(self) -> Parameters:

@@ -58,11 +58,11 @@ def schedules(found):
 
 def test_a_real_search_goes_on_where_it_ended(search, tmp_path, capsys):
     task = load("eval").evaluate
-    assert len(search(task, *TINY, "dataset.num_workers=0", "hydra.sweeper.trials=2")) == 3  # One is only enqueued.
+    assert len(search(task, *TINY, "dataset.num_workers=0", "hydra.sweeper.trials=2")) == 4  # Two are only enqueued.
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"0", "1"}
     capsys.readouterr()
     found = search(task, *TINY, "dataset.num_workers=0", "hydra.sweeper.trials=3")
-    assert [trial.state for trial in found] == [TrialState.COMPLETE] * 3
+    assert [trial.state for trial in found] == [TrialState.COMPLETE] * 3 + [TrialState.WAITING]
     for trial in found[:3]:
         result = Result.load(tmp_path / str(trial.number) / "result.json")
         assert trial.values == [result.merged.top1.value, result.merged.latency_ms_p50]

@@ -156,7 +156,7 @@ def test_out_of_reach(method, message):
         ({"flops": 0.5, "r": 8}, "mame.r=8 and mame.flops=0.5 exclude each other"),
         ({"flops": 0.5, "tau": 0.9}, "mame.flops=0.5 and mame.tau=0.9 exclude each other"),
         ({"r": 8, "schedule": "geometric"}, "mame.schedule=geometric is not known here"),
-        ({"r": 8, "schedule": "falling"}, "mame.schedule=falling is not known here: choose from constant, linear"),
+        ({"r": 8, "schedule": "falling"}, "mame.schedule=falling is not known here: choose from constant, linear, di"),
     ],
     ids=str,
 )

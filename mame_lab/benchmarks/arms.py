@@ -17,6 +17,7 @@ ARMS = (
     "paper:adaptive",
     "paper:constant",
     "tome:geometric",
+    "tome:diffrate",
     "tome_two_thirds:constant",
     "pitome:constant",
     "pitome:constant:unweighted",

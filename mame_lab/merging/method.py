@@ -38,10 +38,11 @@ class Method(ABC):
         flops: instead of `r`, the share of the unmerged model's multiply-adds to come down to, in (0, 1).
         speedup: instead, how many times faster than the unmerged model to become.
         schedule: how the tokens that leave are shared out over the merging blocks. `constant`: `r` in each (the default
-            with `r`); `linear`: falling from 2 r to 0, as ToMe proposes. With a target also `geometric`, its default:
-            the same share of the tokens that are present in every block, from later blocks on the lighter the budget is
-            (see `geometric_blocks`); `adaptive`: a threshold `tau` for every block, by which images lose as many tokens
-            on average.
+            with `r`); `linear`: falling from 2 r to 0, as ToMe proposes; `diffrate`: by the rates that DiffRate learned
+            for DeiT-S (see `schedule.DIFFRATE`). With a target also `geometric`, its default: the same share of the
+            tokens that are present in every block, from later blocks on the lighter the budget is (see
+            `geometric_blocks`); `adaptive`: a threshold `tau` for every block, by which images lose as many tokens on
+            average.
         blocks: where to merge: the first n blocks or a list of indices. None: where the method is published (`places`);
             in all of them where the schedule is not constant.
         prop_attn: add the log of a token's size to its attention logits. Models trained without a supervised

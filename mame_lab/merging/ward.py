@@ -51,6 +51,11 @@ class Ward(Adaptive):
                 f"mame.{budget}={getattr(self, budget)} and mame.tau={self.tau} exclude each other for mame=ward: "
                 f"set one to null"
             )
+        if self.batch != "per_sample" and not (self.adapts or budget):
+            raise MameLabError(
+                f"mame.batch={self.batch} is for adaptive merging, and mame=ward removes the same number of tokens from "
+                f"every image unless mame.tau says which: set mame.tau"
+            )
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching

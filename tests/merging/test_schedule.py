@@ -24,6 +24,8 @@ from mame_lab.merging.schedule import make_schedule
         ({"r": 6, "schedule": "linear", "blocks": 3}, 4, 64, [12, 6, 0, 0]),
         ({"r": 6, "schedule": "linear", "blocks": [-1, 1]}, 4, 64, [0, 12, 0, 0]),
         ({"r": 0.3, "schedule": "linear"}, 3, 100, [50, 15, 0]),
+        ({"r": 8, "schedule": "diffrate"}, 12, 256, [0, 1, 9, 10, 7, 4, 6, 7, 9, 12, 4, 26]),
+        ({"r": 8, "schedule": "diffrate"}, 3, 256, [0, 5, 26]),
     ],
 )
 def test_tokens_that_leave(settings, depth, patches, leaving):
@@ -123,6 +125,7 @@ def test_values_out_of_range_name_the_key(settings, named):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
+        (lambda: Ward(batch="union"), "mame.batch=union is for adaptive merging"),
         (lambda: Ward(r=8, tau=0.9), r"mame.r=8 and mame.tau=0.9 exclude each other for mame=ward"),
         (lambda: ToMe().schedule_for(4), "mame=tome needs a budget: set mame.r"),
         (lambda: Drop(blocks=2).schedule_for(4), "mame=drop needs a budget: set mame.r"),
