@@ -53,8 +53,8 @@ class Ward(Adaptive):
             )
         if self.batch != "per_sample" and not (self.adapts or budget):
             raise MameLabError(
-                f"mame.batch={self.batch} is for adaptive merging, and mame=ward removes the same number of tokens from "
-                f"every image unless mame.tau says which: set mame.tau"
+                f"mame.batch={self.batch} is for adaptive merging, and without mame.tau every image loses the same "
+                f"number of tokens: set it"
             )
 
     def similarity(self, tokens: Tokens) -> Tensor:
