@@ -73,12 +73,11 @@ def leaving(similarities: dict[int, list[float]], tau: float | None, r: int | No
     return sorted(similarities, key=lambda s: (-max(similarities[s]), s))[:r]
 
 
-def merge(x, sizes, prefix: int, columns: dict[int, list[float]], keep_norm: float = 0.0):
+def merge(x, sizes, prefix: int, columns: dict[int, list[float]]):
     """Tokens, sizes and original positions that remain, in the order of the original positions.
 
     Args:
         columns: for each source that leaves, its weights over the targets.
-        keep_norm: see `HardPlan`.
     """
     targets, _ = partition(len(x), prefix)
     merged, merged_sizes = {n: list(row) for n, row in enumerate(x)}, dict(enumerate(sizes))
@@ -88,9 +87,7 @@ def merge(x, sizes, prefix: int, columns: dict[int, list[float]], keep_norm: flo
             continue
         total = sum(size for size, _ in parts)
         mean = [sum(size * row[c] for size, row in parts) / total for c in range(len(x[t]))]
-        mean_norm = sum(size * math.sqrt(dot(row, row)) for size, row in parts) / total
-        scale = (mean_norm / math.sqrt(dot(mean, mean))) ** keep_norm
-        merged[t], merged_sizes[t] = [scale * value for value in mean], total
+        merged[t], merged_sizes[t] = mean, total
     stays = [n for n in range(len(x)) if n not in columns]
     return [merged[n] for n in stays], [merged_sizes[n] for n in stays], stays
 
@@ -106,17 +103,15 @@ def restore(merged, stays, prefix: int, columns: dict[int, list[float]]):
     ]
 
 
-def merge_into(x, weights, sizes, going: dict[int, int], norm_of: str | None):
-    """The tokens that stay and their sizes, one by one: means of their parts, with the mean or the largest norm."""
+def merge_into(x, weights, sizes, going: dict[int, int], largest_norm: bool):
+    """The tokens that stay and their sizes, one by one: means of their parts, or of the largest norm."""
     merged = {}
     for n in (n for n in range(len(x)) if n not in going):
         parts = [n, *(source for source, target in going.items() if target == n)]
         total = sum(weights[part] for part in parts)
         mean = [sum(weights[part] * x[part][c] for part in parts) / total for c in range(len(x[n]))]
-        if norm_of and len(parts) > 1:
-            norms = [math.hypot(*x[part]) for part in parts]
-            means = sum(weights[part] * norm for part, norm in zip(parts, norms, strict=True)) / total
-            scale = (max(norms) if norm_of == "max" else means) / math.hypot(*mean)
+        if largest_norm and len(parts) > 1:
+            scale = max(math.hypot(*x[part]) for part in parts) / math.hypot(*mean)
             mean = [scale * value for value in mean]
         merged[n] = mean if len(parts) > 1 else x[n], sum(sizes[part] for part in parts)
     return merged

@@ -22,11 +22,11 @@ class Sample(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Where each removed token goes, the weights of all tokens, and what norm a merged token gets."""
+    """Where each removed token goes, the weights of all tokens, and whether a merged token gets the largest norm."""
 
     going: dict[int, int]
     weights: list
-    norm_of: str | None = None
+    largest_norm: bool = False
 
 
 def cosine(a, b) -> float:
@@ -80,7 +80,7 @@ def tofu(sample: Sample, r: int, block: int, depth: int) -> Step:
     going = tome(sample, r).going
     if block < depth // 2:
         return Step(going, [float(n not in going) for n in range(len(sample.x))])
-    return Step(going, sample.sizes, "max")
+    return Step(going, sample.sizes, largest_norm=True)
 
 
 def mctf(sample: Sample, r: int) -> Step:

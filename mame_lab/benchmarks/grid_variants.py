@@ -83,7 +83,7 @@ class Arm(NamedTuple):
     Attributes:
         method: where the sources would go, and whether attention is proportional.
         on_keys: it compares the attention keys, mean over heads, in place of the tokens.
-        keep_norm: how much of the norm that a mean loses a merged token gets back, as in `MergePlan`.
+        keep_norm: how much of the norm that a mean loses a merged token gets back, 0 to 1 (geometrically).
         temperature: of `spread`; None: a source goes whole to its nearest target.
     """
 

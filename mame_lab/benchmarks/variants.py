@@ -73,14 +73,6 @@ class SizeWard(Ward):
 
 
 @dataclass
-class NormWard(Ward):
-    """A merged token gets half (geometrically) of the norm back that a mean loses."""
-
-    keep_norm: ClassVar[float] = 0.5
-    gives_up: ClassVar[frozenset[str]] = frozenset({"mass"})
-
-
-@dataclass
 class ToMeTwoThirds(ToMe):
     """In the first two thirds of the blocks, where all constant budgets but the published ones are."""
 
@@ -108,7 +100,6 @@ VARIANTS: dict[str, type[Method]] = {
     "ward_mean_key": MeanKeyWard,
     "ward_root": RootWard,
     "ward_size": SizeWard,
-    "ward_norm": NormWard,
     "tome_two_thirds": ToMeTwoThirds,
     "atc_everywhere": ATCEverywhere,
     "evit_everywhere": EViTEverywhere,

@@ -26,12 +26,8 @@ class Bipartite(Method):
 
     A method of this kind says how alike two tokens are, and may spread a source over the targets. The `leave` sources
     of a sample whose best target is closest are removed, ties to the lower index.
-
-    Attributes:
-        keep_norm: see `HardPlan`.
     """
 
-    keep_norm: ClassVar[float] = 0.0
     restores: ClassVar[bool] = True
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
@@ -47,9 +43,9 @@ class Bipartite(Method):
         source_BR = source_S[order_BR]
         if targets.dim() == 2:
             target_BR = target_T[targets.gather(1, order_BR)]
-            return make_plan(tokens, source_BR, target_BR, leaves_BR, keep_norm=self.keep_norm)
+            return make_plan(tokens, source_BR, target_BR, leaves_BR)
         W_BTR = targets.gather(2, order_BR[:, None].expand(-1, targets.shape[1], -1))
-        return make_soft_plan(tokens, source_BR, W_BTR, leaves_BR, self.keep_norm)
+        return make_soft_plan(tokens, source_BR, W_BTR, leaves_BR)
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         from mame_lab.merging import windows

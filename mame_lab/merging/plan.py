@@ -7,7 +7,7 @@ B batch, N tokens before, K tokens after, R tokens that are removed, C channels;
 padding.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,9 +31,7 @@ class HardPlan(NamedTuple):
         complete: whether every token has a row.
         weight_BN1: what a merged token is the mean of its parts by; None: their sizes. Other weights give up that sizes
             times tokens are kept.
-        keep_norm: how much of the norm that a mean loses a merged token gets back: its norm is that of the mean of its
-            parts (0), the one that `norm_of` says (1), or between (geometrically).
-        norm_of: the mean of the norms of the parts, by the same weights, or the largest.
+        largest_norm: whether a merged token gets the largest norm among its parts, not that of their mean.
     """
 
     row_BN: Tensor
@@ -45,8 +43,7 @@ class HardPlan(NamedTuple):
     prefix: int
     complete: bool
     weight_BN1: Tensor | None = None
-    keep_norm: float = 0.0
-    norm_of: Literal["mean", "max"] = "mean"
+    largest_norm: bool = False
 
     def merge(self, x_BNC: Tensor, size_BN1: Tensor) -> tuple[Tensor, Tensor]:
         """Sizes add up, and x'_k is the mean of its parts: x_k + sum_r share_r (x_r - x_k).
@@ -75,14 +72,11 @@ class HardPlan(NamedTuple):
         y_MC, row_BR = y_BKC.flatten(0, 1), _flat(self.row_BR, y_BKC.shape[1])
         moved_BRC = share_BR1 * (take(x_BNC, self.source_BR) - embedding(row_BR, y_MC))
         y_MC.index_add_(0, row_BR.flatten(), moved_BRC.flatten(0, 1))
-        if self.keep_norm:
+        if self.largest_norm:
             norm_BN1 = _norm(x_BNC)
-            norm_BK1, norm_BR1 = norm_BN1.gather(1, self.index_BK[..., None]), self._of_removed(norm_BN1)
-            if self.norm_of == "max":
-                norm_BK1 = norm_BK1.scatter_reduce(1, row_BR1, norm_BR1, "amax")
-            else:
-                norm_BK1 = norm_BK1.scatter_add(1, row_BR1, share_BR1 * (norm_BR1 - norm_BK1.gather(1, row_BR1)))
-            y_BKC = y_BKC * _scale(norm_BK1 / _norm(y_BKC), self.keep_norm, total_BK1 > size_BK1)
+            norm_BK1 = norm_BN1.gather(1, self.index_BK[..., None])
+            norm_BK1 = norm_BK1.scatter_reduce(1, row_BR1, self._of_removed(norm_BN1), "amax")
+            y_BKC = y_BKC * torch.where(total_BK1 > size_BK1, norm_BK1 / _norm(y_BKC), 1)
         return y_BKC.to(x_BNC.dtype), total_BK1
 
     def _of_removed(self, y_BN1: Tensor) -> Tensor:
@@ -119,7 +113,7 @@ class SoftPlan(NamedTuple):
         row_BT: the rows of the targets after the step (any for padding).
         row_BN: as in `HardPlan`; K for every removed token.
         place_BN: the row of each token among those after the step followed by the removed ones.
-        index_BK, source_BR, valid_BK, prefix, keep_norm: as in `HardPlan`.
+        index_BK, source_BR, valid_BK, prefix: as in `HardPlan`.
     """
 
     W_BTR: Tensor
@@ -130,7 +124,6 @@ class SoftPlan(NamedTuple):
     source_BR: Tensor
     valid_BK: Tensor | None
     prefix: int
-    keep_norm: float = 0.0
 
     def merge(self, x_BNC: Tensor, size_BN1: Tensor) -> tuple[Tensor, Tensor]:
         """As `HardPlan.merge`: s'_k = s_k + W s_r and x'_k = (s_k x_k + W (s_r x_r)) / s'_k."""
@@ -143,9 +136,6 @@ class SoftPlan(NamedTuple):
         share_BTR = gained_BTR / torch.where(total_BT1 > 0, total_BT1, 1)
         kept_BT1 = 1 - share_BTR.sum(2, keepdim=True)
         y_BTC = torch.baddbmm(x_BTC * kept_BT1.to(x_BTC.dtype), share_BTR.to(x_BTC.dtype), x_BRC)
-        if self.keep_norm:
-            norm_BT1 = kept_BT1 * _norm(x_BTC) + share_BTR @ _norm(x_BRC)
-            y_BTC = y_BTC * _scale(norm_BT1 / _norm(y_BTC), self.keep_norm, kept_BT1 < 1).to(y_BTC.dtype)
         total_BK1 = size_BK1.scatter_add(1, self.row_BT[..., None], gained_BT1)
         return _add(x_BKC, self.row_BT, y_BTC - x_BTC), total_BK1
 
@@ -179,8 +169,6 @@ def make_plan(
     target_BR: Tensor | None,
     leaves_BR: Tensor | None = None,
     weight_BN1: Tensor | None = None,
-    keep_norm: float = 0.0,
-    norm_of: Literal["mean", "max"] = "mean",
 ) -> HardPlan:
     """The plan by which some tokens are merged into others.
 
@@ -190,7 +178,7 @@ def make_plan(
         target_BR: the places of the tokens that they are merged into, which stay. None: they are dropped.
         leaves_BR: False where a source stays after all; those that are removed come first. They are counted, which
             costs one synchronisation with the device. None: all R are removed from every sample, and shapes are static.
-        weight_BN1, keep_norm, norm_of: see `HardPlan`.
+        weight_BN1: see `HardPlan`.
     """
     layout = _lay_out(tokens, source_BR, target_BR, leaves_BR)
     row_BR = None
@@ -208,18 +196,14 @@ def make_plan(
         tokens.prefix,
         complete,
         weight_BN1,
-        keep_norm,
-        norm_of,
     )
 
 
-def make_soft_plan(
-    tokens: Tokens, source_BR: Tensor, W_BTR: Tensor, leaves_BR: Tensor | None = None, keep_norm: float = 0.0
-) -> SoftPlan:
+def make_soft_plan(tokens: Tokens, source_BR: Tensor, W_BTR: Tensor, leaves_BR: Tensor | None = None) -> SoftPlan:
     """The plan by which some tokens are spread over the targets of `Tokens.split`, none of which is removed.
 
     Args:
-        tokens, source_BR, leaves_BR, keep_norm: see `make_plan`.
+        tokens, source_BR, leaves_BR: see `make_plan`.
         W_BTR: how each source is spread over all targets: columns that sum to 1. Those of sources that stay do not
             count.
     """
@@ -243,7 +227,6 @@ def make_soft_plan(
         layout.source_BR,
         layout.valid_BK,
         tokens.prefix,
-        keep_norm,
     )
 
 
@@ -308,11 +291,6 @@ def _flat(index_BK: Tensor, tokens: int) -> Tensor:
 def _kept_sizes(size_BN1: Tensor, index_BK: Tensor, valid_BK: Tensor | None) -> Tensor:
     size_BK1 = size_BN1.gather(1, index_BK[..., None])
     return size_BK1 if valid_BK is None else size_BK1 * valid_BK[..., None]
-
-
-def _scale(ratio_BK1: Tensor, keep_norm: float, merged_BK1: Tensor) -> Tensor:
-    """What merged tokens are multiplied with; 1 for the others."""
-    return torch.where(merged_BK1, ratio_BK1**keep_norm, 1)
 
 
 def _count(index_BK: Tensor, valid_BK: Tensor | None) -> Tensor:

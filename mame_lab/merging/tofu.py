@@ -45,6 +45,6 @@ class ToFu(ToMe):
         plan = super().merging(tokens, order_BR, leaves_BR, targets)
         assert isinstance(plan, HardPlan)  # Targets are not spread.
         if not self.early:
-            return plan._replace(keep_norm=1.0, norm_of="max")
+            return plan._replace(largest_norm=True)
         ones_BN1 = torch.ones_like(tokens.size_BN1)
         return plan._replace(weight_BN1=ones_BN1.scatter(1, plan.source_BR[..., None], 0))

@@ -87,18 +87,13 @@ def test_prefix_is_untouched_and_the_right_number_leaves(step):
 
 @settings(max_examples=100, deadline=None)
 @given(steps(MERGING))
-def test_sizes_are_kept_and_size_times_token_where_the_norm_is_not(step):
+def test_sizes_and_size_times_token_are_kept(step):
     method, leave, tokens = step
     plan = method.plan(tokens, leave)
-    assert plan.keep_norm == 0
     y, size = plan.merge(tokens.x_BNC, tokens.size_BN1)
     torch.testing.assert_close(size.sum(1), tokens.size_BN1.sum(1), rtol=1e-12, atol=0)
     mass_BC = (tokens.size_BN1 * tokens.x_BNC).sum(1)
     torch.testing.assert_close((size * y).sum(1), mass_BC, rtol=1e-11, atol=1e-11)
-    kept, kept_size = plan._replace(keep_norm=1.0).merge(tokens.x_BNC, tokens.size_BN1)
-    assert torch.equal(kept_size, size)
-    norm_B1 = (tokens.size_BN1 * tokens.x_BNC.norm(dim=2, keepdim=True)).sum(1)
-    torch.testing.assert_close((size * kept.norm(dim=2, keepdim=True)).sum(1), norm_B1, rtol=1e-11, atol=1e-11)
 
 
 @settings(max_examples=150, deadline=None)
@@ -113,7 +108,7 @@ def test_agrees_with_the_loops(step):
     for b, x in enumerate(tokens.x_BNC):
         going = columns(method, leave, tokens, b)
         sizes = tokens.size_BN1[b, :, 0].tolist()
-        rows, merged_sizes, stays = oracle.merge(x.tolist(), sizes, tokens.prefix, going, plan.keep_norm)
+        rows, merged_sizes, stays = oracle.merge(x.tolist(), sizes, tokens.prefix, going)
         k = len(rows)
         assert plan.tokens()[b] == k
         assert plan.index_BK[b, :k].tolist() == stays
@@ -279,7 +274,7 @@ def test_what_stands_on_the_threshold_stays(method):
 def test_plan_of_no_merge_is_the_identity():
     x = torch.randn(2, 9, 5)
     none = torch.zeros(2, 0, dtype=torch.long)
-    plan = make_plan(plain(x, 2), none, none, keep_norm=0.5)
+    plan = make_plan(plain(x, 2), none, none)._replace(largest_norm=True)
     y, size = plan.merge(x, torch.ones(2, 9, 1))
     assert torch.equal(x, y)
     assert (size == 1).all()

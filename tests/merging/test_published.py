@@ -63,8 +63,8 @@ def test_agrees_with_the_loops(name, step, r):
         given = published.Sample(
             x.tolist(), keys.tolist(), queries.tolist(), sizes.tolist(), tokens.prefix, tokens.scale
         )
-        going, weights, norm_of = loop(given, r)
-        expected = oracle.merge_into(given.x, weights, given.sizes, going, norm_of)
+        going, weights, largest_norm = loop(given, r)
+        expected = oracle.merge_into(given.x, weights, given.sizes, going, largest_norm)
         assert plan.tokens()[b] == len(expected) == length - r
         assert plan.index_BK[b, : length - r].tolist() == list(expected)
         values, totals = zip(*expected.values(), strict=True)
@@ -95,8 +95,8 @@ def test_two_steps_are_the_loops_after_each_other(name):
     for b, x in enumerate(x_BNC.tolist()):
         sizes = [1.0] * len(x)
         for _ in range(2):
-            going, weights, norm_of = loop(published.Sample(x, [x], [x], sizes, 1, 0.5), 3)
-            x, sizes = map(list, zip(*oracle.merge_into(x, weights, sizes, going, norm_of).values(), strict=True))
+            going, weights, largest_norm = loop(published.Sample(x, [x], [x], sizes, 1, 0.5), 3)
+            x, sizes = map(list, zip(*oracle.merge_into(x, weights, sizes, going, largest_norm).values(), strict=True))
         torch.testing.assert_close(y_BKC[b], x_BNC.new_tensor(x), rtol=1e-11, atol=1e-11)
         assert state.size_BN1[b, :, 0].tolist() == sizes
     assert state.restore(y_BKC).shape == x_BNC.shape

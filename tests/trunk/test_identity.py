@@ -68,7 +68,7 @@ def test_weights_that_train_do_not_count():
 
 def test_a_method_that_is_edited_is_another(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    source = "from mame_lab.merging import Ward\nclass Mine(Ward):\n    keep_norm = {}\n"
+    source = "from mame_lab.merging import Ward\nclass Mine(Ward):\n    power = {}\n"
     hashes = []
     for number in (0.5, 0.5, 0.7):
         (tmp_path / "my_method.py").write_text(source.format(number))
