@@ -88,7 +88,7 @@ def test_the_commands_of_the_header_compose(path):
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_our_own_compose_too(path):
     run, before = composed(*command(path)), composed(*command(path, "Before"))
-    assert not run.mame.schedule_for(12).off
+    assert run.mame.target
     assert before.mame.schedule_for(12).off
     assert run.finetune.cache is before.finetune.cache is True
     assert (run.model.weights, before.model.weights) == ("CKPT", "FILE")
