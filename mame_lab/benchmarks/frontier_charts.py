@@ -23,6 +23,7 @@ STYLES = {
     "constant": ("-", "o"),
     "linear": ("-", "v"),
     "geometric": ("--", "s"),
+    "diffrate": ("-.", "D"),
     "adaptive": (":", "^"),
 }
 
