@@ -29,14 +29,15 @@ if TYPE_CHECKING:
 # What a solved cost and a measured speed-up may be off, relative to the target, and how long to look for them.
 COST_TOLERANCE, COST_STEPS = 0.005, 16
 CALIBRATION_IMAGES = 16
+BELOW_1 = 1 - 2**-24  # The highest threshold above which copies still merge.
 SPEED_TOLERANCE, SPEED_TRIALS = 0.03, 5
 
 
 def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     """The method with a budget or a threshold in the place of its target.
 
-    Schedules that are `geometric`, `constant` or `linear` are found by arithmetic from the size of the images;
-    `adaptive` ones, and every speed-up, by running the model on them.
+    `adaptive` schedules, and every speed-up, are found by running the model on the images; the others by arithmetic
+    from their size.
 
     Args:
         model: a supported model; it is left as it was.
@@ -198,7 +199,7 @@ class _Search:
         """The threshold of each block by which the images lose so many tokens on average."""
         import torch
 
-        pooled = _Pooled(r=amounts, prop_attn=self.plain.prop_attn, base=replace(self.plain, r=None))
+        pooled = _Pooled(r=amounts, prop_attn=self.plain.prop_attn, base=replace(self.plain, r=None, tau=1.0))
         with torch.inference_mode():
             apply(twin(self.model), pooled)(self.images)
         merging = [block for block, amount in enumerate(amounts) if amount]
@@ -232,5 +233,5 @@ class _Pooled(Method):
         assert leave is not None
         best = self.base.similarity(tokens).amax(1).flatten().sort(descending=True).values
         least = float(best[min(len(tokens.x_BNC) * leave, len(best) - 1)])
-        self.taus.append(max(least, -1.0))
+        self.taus.append(min(max(least, -1.0), BELOW_1))
         return replace(self.base, tau=self.taus[-1]).plan(tokens, None)

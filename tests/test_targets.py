@@ -21,6 +21,7 @@ from mame_lab.models import apply, family_of, twin
 SHAPED = [Ward(flops=0.6), Ward(flops=0.6, schedule="constant"), ToMe(flops=0.6, schedule="linear"), Drop(flops=0.6)]
 SEARCHED = [
     Ward(flops=0.6, schedule="adaptive"),
+    Ward(flops=0.6, schedule="adaptive", batch="packed"),
     MaMe(flops=0.6, schedule="adaptive"),
 ]
 

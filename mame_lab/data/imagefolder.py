@@ -40,7 +40,7 @@ class ImageFolder(ImageDataset):
         root = dataset_root(self.root)
         if (root / "val").is_dir():
             return fixed_splits(root)
-        folders = {child.name for child in root.iterdir() if child.is_dir()}
+        folders = {child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith(".")}
         if folders == {"train", "test"}:
             found = list_splits(root, ["train", "test"])
             train, val = self._cut(found["train"], root / "train")

@@ -47,7 +47,7 @@ class ATC(Method):
             patches = (tokens.valid_BN.sum(1) - tokens.prefix).tolist()
         cluster = torch.compiler.disable(merged)  # Else torch.compile looks into scipy.
         pairs = [cluster(each[:p, :p], leave) for each, p in zip(distance_BPP, patches, strict=True)]
-        pairs_BR2 = torch.tensor(pairs, device=key_BPD.device) + tokens.prefix
+        pairs_BR2 = torch.tensor(pairs, dtype=torch.long, device=key_BPD.device).view(-1, leave, 2) + tokens.prefix
         return make_plan(tokens, pairs_BR2[..., 0], pairs_BR2[..., 1])
 
 

@@ -81,7 +81,7 @@ class Adaptive(Bipartite):
 
     Args:
         tau: similarity above which tokens merge, from -1 to 1; 1 is off. A list has one entry for each block of the
-            model. Without `r`, None becomes the method's own.
+            model. Without `r` or a target, None becomes `default_tau`, if the method has one.
         batch: what adaptive merging does with samples that lose different numbers of tokens: `per_sample` pads the
             shorter ones, a result never depends on the batch; `packed` computes the same, but runs the batch as one
             sequence without padding (while any of the model trains, it pads); `union` (as published) keeps a source in
@@ -102,6 +102,10 @@ class Adaptive(Bipartite):
         super().__post_init__()
         if self.r is None and self.tau is None and not self.target:
             self.tau = self.default_tau
+        if self.schedule is not None and self.r is None and not self.target and not isinstance(self.tau, list):
+            raise MameLabError(
+                f"mame.schedule={self.schedule} shares out a budget or a target: set mame.r, mame.flops or mame.speedup"
+            )
         taus = self.tau if isinstance(self.tau, list) else [] if self.tau is None else [self.tau]
         if not all(type(tau) in (int, float) and -1 <= tau <= 1 for tau in taus):
             raise MameLabError(

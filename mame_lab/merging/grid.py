@@ -13,9 +13,9 @@ class Grid:
 
     Targets are the tokens at even rows and columns of a window, all others are sources. A source looks for its target
     in its own window only, so the cost grows with the number of tokens and not with its square; which sources are
-    removed is decided over the whole grid. Each goes whole to its nearest target, and no norm is given back. What other
-    choices lose was measured (`mame_lab.benchmarks.grid_attention`). ToMe for Stable Diffusion has its own partition,
-    and compares over the whole grid.
+    removed is decided over the whole grid. Each goes whole to its nearest target. What other choices lose was measured
+    (`mame_lab.benchmarks.grid_attention`). ToMe for Stable Diffusion has its own partition, and compares over the whole
+    grid.
 
     Args:
         window: side of a window in tokens; a side of the grid is cut into parts of the even length nearest to it that

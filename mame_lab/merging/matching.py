@@ -54,7 +54,7 @@ def squared_distance(y_BNC: Tensor, tokens: Tokens) -> Tensor:
     target_BTC, source_BSC = tokens.split(y_BNC)
     target_BT1, source_BS1 = tokens.split(square_BN1)
     distance_BTS = torch.baddbmm(target_BT1 + source_BS1.mT, target_BTC, source_BSC.mT, alpha=-2)
-    return distance_BTS / tokens.mean(square_BN1)
+    return distance_BTS / tokens.mean(square_BN1).clamp(min=torch.finfo(y_BNC.dtype).tiny)
 
 
 def attraction(attention_BN1: Tensor, tokens: Tokens, of_attention: float, of_size: float) -> Tensor:

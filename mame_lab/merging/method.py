@@ -44,7 +44,8 @@ class Method(ABC):
             `geometric_blocks`); `adaptive`: a threshold `tau` for every block, by which images lose as many tokens on
             average.
         blocks: where to merge: the first n blocks or a list of indices. None: where the method is published (`places`);
-            in all of them where the schedule is not constant.
+            in all of them where the schedule is linear or diffrate; where it is geometric or adaptive, see
+            `geometric_blocks`.
         prop_attn: add the log of a token's size to its attention logits. Models trained without a supervised
             objective (MAE) are reported to do better without it.
         clamp: let a block in which fewer than `r` tokens can be removed lose all of these, instead of raising an error.
@@ -139,8 +140,8 @@ class Method(ABC):
     def at(self, r: Any, **changes: Any) -> Self:
         """The same method with one budget for all blocks in the place of whatever says how much merges.
 
-        It merges in the same blocks and by the same schedule, except in the place of a list or a threshold, which say
-        neither: then it is `constant`, in the blocks that `blocks` says.
+        It merges in the same blocks and by the same schedule, except in the place of a list, a threshold or no setting
+        at all, which say neither: then it is `constant`, in the blocks that `blocks` says.
 
         Args:
             r: tokens that leave in every merging block, or the fraction of them that does.

@@ -250,7 +250,7 @@ def _lay_out(tokens: Tokens, source_BR: Tensor, target_BR: Tensor | None, leaves
     stays_BN = stays_BN if tokens.valid_BN is None else stays_BN & tokens.valid_BN
     count_BN = stays_BN.cumsum(1)
     kept_B, kept, padded = count_BN[:, -1], n - removed, tokens.valid_BN is not None
-    if leaves_BR is not None:
+    if leaves_BR is not None and batch:
         counts = torch.stack([kept_B.min(), kept_B.max(), leaves_BR.sum(1).max()])
         fewest, kept, removed = counts.tolist()
         padded = fewest < kept

@@ -1,4 +1,4 @@
-"""MaMe by Ward's criterion on the attention keys: the default of mame_lab."""
+"""MaMe by Ward's criterion: the default of mame_lab."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ class Ward(Adaptive):
     the product of two distances: |k_t - k_s| of the attention keys of all heads over their root mean square, and
     |x_t - x_s| of the tokens after attention, normalised; for what two tokens do together goes wrong by the product of
     how differently they are attended to and how different they are. A token weighs the fourth root of its size times
-    the attention that the class token pays it (the square root of its size in a model without prefix tokens): tokens
-    that stand for many, or that are looked at, merge late. And a source goes whole to its nearest target.
+    the attention that the first prefix token pays it, the class token where there is one (the square root of its size
+    in a model without prefix tokens): tokens that stand for many, or that are looked at, merge late. And a source goes
+    whole to its nearest target.
 
     Sums of sizes and of size times token are kept. No gradient passes through the choice. In a U-Net, where merging
     comes before attention, d is the squared distance of the tokens that enter attention.
 
     Args:
         tau: see `Adaptive`. It has no meaning together with `r`. Without both, and without a target, `KEPT` of the
-            patch tokens remain at the end: the same share is removed in each block of a geometric schedule.
+            patch tokens remain at the end: the same share is removed in each block of a geometric schedule, but never
+            more than half of those present.
         blocks: see `Method`; with `tau`, None is all blocks: the threshold finds those in which merging is harmless.
         method, r, prop_attn, clamp, batch: see `Adaptive`.
     """
@@ -60,25 +62,23 @@ class Ward(Adaptive):
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
-        if tokens.key_BHND is None:
-            return matching.ward_similarity(
-                matching.squared_distance(tokens.input_BNC, tokens), tokens.size_BN1.sqrt(), tokens
-            )
         return matching.ward_similarity(self.distance(tokens), self.weight(tokens), tokens)
 
     def distance(self, tokens: Tokens) -> Tensor:
         """How far apart every target and every source are, as a square: (B, T, S); any value for padding."""
         from mame_lab.merging import matching
 
+        if tokens.key_BHND is None:
+            return matching.squared_distance(tokens.input_BNC, tokens)
         of_keys_BTS = matching.squared_distance(tokens.keys(), tokens)
-        of_tokens_BTS = matching.squared_distance(matching.unit(tokens.x_BNC), tokens)
+        of_tokens_BTS = 2 - 2 * matching.cosine_similarity(tokens.x_BNC, tokens)
         return (of_keys_BTS * of_tokens_BTS).relu().sqrt()
 
     def weight(self, tokens: Tokens) -> Tensor:
         """How much each token weighs, (B, N, 1); any value for padding."""
         if not tokens.prefix:
             return tokens.size_BN1.sqrt()
-        attention_BN1 = tokens.class_attention()[..., None]
+        attention_BN1 = tokens.class_attention()[..., None].clamp(min=1e-12)
         size_B11, attention_B11 = (y[:, tokens.prefix :].sum(1, keepdim=True) for y in (tokens.size_BN1, attention_BN1))
         return (tokens.size_BN1 * attention_BN1 * size_B11 / attention_B11) ** 0.25
 

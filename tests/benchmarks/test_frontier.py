@@ -200,6 +200,15 @@ def test_a_plot_has_a_line_an_arm(measure):
         assert lines["ward:geometric"].get_ydata().tolist() == [60, 60]
 
 
+def test_every_arm_is_drawn_in_its_own_way():
+    (axes,) = figure([Point(arm, 0.8, 0.8, 0.1) for arm in ARMS] + [Point(REFERENCE, 0.8, 0.8, 0.1)], MEASURES[0]).axes
+    looks = [
+        (str(line.get_color()), line.get_linestyle(), line.get_marker(), str(line.get_markerfacecolor()))
+        for line in axes.lines
+    ]
+    assert len(set(looks)) == len(looks) == len(ARMS) + 1
+
+
 def test_arms_are_methods_with_a_schedule():
     assert method_of("ward:constant", 0.6) == Ward(flops=0.6, schedule="constant")
     assert method_of("tome:linear:unweighted", 0.6) == ToMe(flops=0.6, schedule="linear", prop_attn=False)

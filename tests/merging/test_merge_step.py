@@ -209,6 +209,20 @@ def test_restore_inverts_the_merge_of_copies(method, prefix):
     y, state = advance(state, method, x, method.r)
     assert y.shape[1] < x.shape[1]
     torch.testing.assert_close(state.restore(y), x, rtol=1e-13, atol=1e-13)
+    assert not method.similarity(plain(x, prefix)).isnan().any()
+
+
+@pytest.mark.parametrize("hidden", ["tokens", "keys", "class attention"])
+def test_ward_has_a_similarity_where_something_is_zero(hidden):
+    x = rand(torch.Generator().manual_seed(0), 2, 9, 4)
+    tokens = plain(x, 1)
+    if hidden == "tokens":
+        tokens = tokens._replace(x_BNC=x * 0)
+    elif hidden == "keys":
+        tokens = tokens._replace(key_BHND=x[:, None] * 0)
+    else:  # All of it goes to the class token.
+        tokens = tokens._replace(key_BHND=x[:, None] * torch.tensor([1e6, *[1] * 8])[:, None], query_BHND=x[:, None])
+    assert Ward(tau=0).similarity(tokens).isfinite().all()
 
 
 def test_ward_of_two_plain_tokens_is_their_cosine():
@@ -223,7 +237,7 @@ def test_ward_of_two_plain_tokens_is_their_cosine():
 
 def test_ward_merges_late_what_the_class_token_attends_to():
     x = rand(torch.Generator().manual_seed(0), 1, 9, 4)
-    x[:, 1:, 0] = 0
+    x[:, 0, 0], x[:, 1:, 0] = -1, 0
     query = torch.zeros_like(x[:, None])
     tokens = plain(x, 1)._replace(query_BHND=query)
     even = Ward(tau=0).similarity(tokens)

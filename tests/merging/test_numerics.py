@@ -49,9 +49,8 @@ def test_half_precision_keeps_mass(dtype, method, leave):
     assert state.size_BN1.dtype == torch.float32
     assert y.shape[1] < 80
     torch.testing.assert_close(state.size_BN1.sum(1), torch.full((2, 1), 99.0), rtol=1e-5, atol=0)
-    if not isinstance(method, Ward):
-        error = (state.size_BN1 * y.float()).mean(1) - x.float().mean(1) * 99 / y.shape[1]
-        assert error.norm() < 3 * torch.finfo(dtype).eps * x.float().mean(1).norm() * 99 / y.shape[1]
+    error = (state.size_BN1 * y.float()).mean(1) - x.float().mean(1) * 99 / y.shape[1]
+    assert error.norm() < 3 * torch.finfo(dtype).eps * x.float().mean(1).norm() * 99 / y.shape[1]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -128,11 +127,10 @@ def test_padding_has_finite_gradients(method):
 
 
 def test_tokens_that_are_zero_have_finite_gradients():
-    """Their norms have no quotient."""
-    x, inputs = rand(torch.Generator().manual_seed(0), 2, 1, 5, 4)
-    x[:, :2], inputs[:, 1] = 0, inputs[:, 0]
+    """Their norms have no quotient, which the late blocks of ToFu take."""
+    x = rand(torch.Generator().manual_seed(0), 1, 5, 4)
+    x[:, :2] = 0
     x.requires_grad_()
-    y, _ = Ward(r=1).plan(plain(x)._replace(input_BNC=inputs), 1).merge(x, torch.ones(1, 5, 1, dtype=x.dtype))
-    assert torch.equal(y, x[:, [0, 2, 3, 4]])
+    y, _ = ToFu(r=2).of_block(1, 2).plan(plain(x), 2).merge(x, torch.ones(1, 5, 1, dtype=x.dtype))
     y.sum().backward()
     assert x.grad.isfinite().all()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from made_tokens import plain, rand
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mame_lab.merging import ToMe
+from mame_lab.merging import ToMe, Ward
 from mame_lab.merging.plan import make_plan
 from mame_lab.merging.state import merge_step
 from mame_lab.merging.tokens import Tokens
@@ -109,8 +109,9 @@ class Operations(TorchDispatchMode):
 PROMOTE = torch.ops.aten.promote_types.default  # Of types, not of tensors.
 
 
-def test_a_step_is_few_operations():
+@pytest.mark.parametrize(("method", "most"), [(ToMe(r=4), 40), (Ward(r=4), 68)], ids=str)
+def test_a_step_is_few_operations(method, most):
     tokens = plain(torch.randn(2, 21, 8), 1)
     with torch.no_grad(), Operations() as operations:
-        merge_step(ToMe(r=4), tokens, 4)
-    assert operations.count <= 40
+        merge_step(method, tokens, 4)
+    assert operations.count <= most
