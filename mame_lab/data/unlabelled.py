@@ -4,33 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mame_lab.data.dataset import ImageDataset
 from mame_lab.data.folders import ImageFiles, dataset_root, image_paths
+from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.data.splits import Splits, stratified_split
 from mame_lab.errors import MameLabError
 
 
 @dataclass
-class Unlabelled(ImageDataset):
+class Unlabelled(ImageFolder):
     """Images directly in one folder, for what needs no labels: fidelity, cost and speed.
 
     All have the label 0, and none is for training. Some of them, drawn at random, are val, the others are test.
 
     Args:
-        root: the folder.
-        val_fraction: share of the images that becomes val.
-        split_seed: which images these are.
+        root, val_fraction, split_seed: see `ImageFolder`; the folder holds the images themselves.
     """
 
     name: str = "unlabelled"
-    root: str | None = None
-    val_fraction: float = 0.2
-    split_seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.val_fraction < 1:
-            raise MameLabError(f"dataset.val_fraction={self.val_fraction} is out of range: set it between 0 and 1")
 
     def splits(self) -> Splits:
         root = dataset_root(self.root, "images")
