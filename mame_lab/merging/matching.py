@@ -37,9 +37,8 @@ def ward_similarity(distance_BTS: Tensor, weight_BN1: Tensor, tokens: Tokens) ->
         weight_BN1: how much each token weighs, such as its size.
         tokens: says which are targets, sources and padding.
     """
-    target_BT1, source_BS1 = tokens.split(weight_BN1)
-    factor_BTS = target_BT1 * source_BS1.mT / (target_BT1 + source_BS1.mT)
-    return _without_padding(1 - distance_BTS * factor_BTS, tokens)
+    target_BT1, source_BS1 = tokens.split(1 / weight_BN1)
+    return _without_padding(1 - distance_BTS / (target_BT1 + source_BS1.mT), tokens)
 
 
 def squared_distance(y_BNC: Tensor, tokens: Tokens) -> Tensor:
@@ -54,7 +53,7 @@ def squared_distance(y_BNC: Tensor, tokens: Tokens) -> Tensor:
     target_BTC, source_BSC = tokens.split(y_BNC)
     target_BT1, source_BS1 = tokens.split(square_BN1)
     distance_BTS = torch.baddbmm(target_BT1 + source_BS1.mT, target_BTC, source_BSC.mT, alpha=-2)
-    return distance_BTS / tokens.mean(square_BN1).clamp(min=torch.finfo(y_BNC.dtype).tiny)
+    return distance_BTS.div_(tokens.mean(square_BN1).clamp(min=torch.finfo(y_BNC.dtype).tiny))
 
 
 def attraction(attention_BN1: Tensor, tokens: Tokens, of_attention: float, of_size: float) -> Tensor:

@@ -60,9 +60,12 @@ class Ward(Adaptive):
             )
 
     def similarity(self, tokens: Tokens) -> Tensor:
+        import torch
+
         from mame_lab.merging import matching
 
-        return matching.ward_similarity(self.distance(tokens), self.weight(tokens), tokens)
+        with torch.no_grad():
+            return matching.ward_similarity(self.distance(tokens), self.weight(tokens), tokens)
 
     def distance(self, tokens: Tokens) -> Tensor:
         """How far apart every target and every source are, as a square: (B, T, S); any value for padding."""
@@ -71,8 +74,8 @@ class Ward(Adaptive):
         if tokens.key_BHND is None:
             return matching.squared_distance(tokens.input_BNC, tokens)
         of_keys_BTS = matching.squared_distance(tokens.keys(), tokens)
-        of_tokens_BTS = 2 - 2 * matching.cosine_similarity(tokens.x_BNC, tokens)
-        return (of_keys_BTS * of_tokens_BTS).relu().sqrt()
+        of_tokens_BTS = matching.cosine_similarity(tokens.x_BNC, tokens).mul_(-2).add_(2)
+        return of_keys_BTS.mul_(of_tokens_BTS).relu_().sqrt_()
 
     def weight(self, tokens: Tokens) -> Tensor:
         """How much each token weighs, (B, N, 1); any value for padding."""
