@@ -33,12 +33,13 @@ def ward_similarity(distance_BTS: Tensor, weight_BN1: Tensor, tokens: Tokens) ->
     similarity is their cosine.
 
     Args:
-        distance_BTS: the squared distance of every target and every source.
+        distance_BTS: the squared distance of every target and every source; it is overwritten.
         weight_BN1: how much each token weighs, such as its size.
         tokens: says which are targets, sources and padding.
     """
     target_BT1, source_BS1 = tokens.split(1 / weight_BN1)
-    return _without_padding(1 - distance_BTS / (target_BT1 + source_BS1.mT), tokens)
+    cost_BTS = distance_BTS.div_(target_BT1 + source_BS1.mT)
+    return _without_padding(cost_BTS.neg_().add_(1), tokens)
 
 
 def squared_distance(y_BNC: Tensor, tokens: Tokens) -> Tensor:
@@ -52,7 +53,7 @@ def squared_distance(y_BNC: Tensor, tokens: Tokens) -> Tensor:
     square_BN1 = torch.linalg.vector_norm(y_BNC, dim=-1, keepdim=True).square()
     target_BTC, source_BSC = tokens.split(y_BNC)
     target_BT1, source_BS1 = tokens.split(square_BN1)
-    distance_BTS = torch.baddbmm(target_BT1 + source_BS1.mT, target_BTC, source_BSC.mT, alpha=-2)
+    distance_BTS = torch.baddbmm(target_BT1, target_BTC, source_BSC.mT, alpha=-2).add_(source_BS1.mT)
     return distance_BTS.div_(tokens.mean(square_BN1).clamp(min=torch.finfo(y_BNC.dtype).tiny))
 
 

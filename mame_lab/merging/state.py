@@ -130,7 +130,8 @@ class MergeState(NamedTuple):
         return (total_BC / size_BN1.sum(1)).to(x_BNC.dtype)
 
     def _tokens(self, method: Method, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None) -> Tokens:
-        x_BNC, input_BNC = self.unpack(x_BNC), self.unpack(input_BNC)
+        x_BNC = self.unpack(x_BNC).contiguous()  # Before the first merge they may lie channel by channel.
+        input_BNC = self.unpack(input_BNC)
         size_BN1 = self.size_BN1
         if size_BN1 is None:
             size_BN1 = x_BNC.new_ones(*x_BNC.shape[:2], 1, dtype=torch.promote_types(x_BNC.dtype, torch.float32))
