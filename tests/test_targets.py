@@ -69,6 +69,13 @@ def test_a_light_budget_spares_the_first_blocks(share, first):
     assert geometric_blocks(12, share) == list(range(first, 11))
 
 
+def test_thresholds_found_on_copies_still_merge_them():
+    model = build("vit").float()
+    torch.nn.init.zeros_(model.pos_embed)
+    solved = targets.solve(model, MaMe(flops=0.7, schedule="adaptive"), torch.ones_like(images(2)).float())
+    assert 0.99 < max(tau for tau in solved.tau if tau < 1) < 1
+
+
 def test_without_pairs_more_than_half_leaves_a_block():
     solved = targets.solve(build("vit").float(), EViT(flops=0.35, schedule="constant"), images(1).float())
     assert isinstance(solved.r, list)

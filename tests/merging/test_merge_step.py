@@ -212,6 +212,11 @@ def test_restore_inverts_the_merge_of_copies(method, prefix):
     assert not method.similarity(plain(x, prefix)).isnan().any()
 
 
+def test_ward_has_a_similarity_where_rounding_makes_distances_negative():
+    x = torch.randn(200, 1, 33, generator=torch.Generator().manual_seed(0)).expand(-1, 9, -1)
+    assert Ward(tau=0).similarity(plain(x)).isfinite().all()
+
+
 @pytest.mark.parametrize("hidden", ["tokens", "keys", "class attention"])
 def test_ward_has_a_similarity_where_something_is_zero(hidden):
     x = rand(torch.Generator().manual_seed(0), 2, 9, 4)
