@@ -199,7 +199,8 @@ class _Search:
         """The threshold of each block by which the images lose so many tokens on average."""
         import torch
 
-        pooled = _Pooled(r=amounts, clamp=True, prop_attn=self.plain.prop_attn, base=replace(self.plain, r=None, tau=1.0))
+        base = replace(self.plain, r=None, tau=1.0)
+        pooled = _Pooled(r=amounts, clamp=True, prop_attn=self.plain.prop_attn, base=base)
         with torch.inference_mode():
             apply(twin(self.model), pooled)(self.images)
         merging = [block for block, amount in enumerate(amounts) if amount]
