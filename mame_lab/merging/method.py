@@ -203,8 +203,11 @@ class Method(ABC):
         Args:
             x_BNC: the tokens that enter self-attention, row by row.
             grid: rows and columns.
+
+        Raises:
+            MameLabError: the method does not merge there (`restores`).
         """
-        raise NotImplementedError
+        raise MameLabError(f"mame={self} cannot merge in a U-Net: choose ward, paper or tomesd")
 
 
 def _is_int(value: object) -> TypeGuard[int]:

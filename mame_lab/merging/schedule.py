@@ -15,9 +15,10 @@ DIFFRATE = (0, 3, 18, 20, 15, 8, 12, 14, 19, 24, 8, 53)
 
 
 def _diffrate(place: float) -> float:
-    block = min(int(place * (len(DIFFRATE) - 1)), len(DIFFRATE) - 2)
-    share = place * (len(DIFFRATE) - 1) - block
-    return ((1 - share) * DIFFRATE[block] + share * DIFFRATE[block + 1]) * len(DIFFRATE) / sum(DIFFRATE)
+    import numpy as np
+
+    removed = np.interp(place * (len(DIFFRATE) - 1), range(len(DIFFRATE)), DIFFRATE)
+    return float(removed) * len(DIFFRATE) / sum(DIFFRATE)
 
 
 # How many times `r` is removed at a place between the first merging block (0) and the last (1).

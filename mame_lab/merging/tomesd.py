@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.method import Method
@@ -30,11 +30,11 @@ class ToMeSD(Method):
 
     restores: ClassVar[bool] = True
 
-    def check_sequences(self, model: str, class_token: bool) -> None:
+    def check_sequences(self, model: str, class_token: bool) -> NoReturn:
         raise MameLabError("mame=tomesd merges in U-Nets only: choose tome for a vision transformer")
 
     def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
-        raise NotImplementedError
+        self.check_sequences("vision transformer", class_token=False)
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         import torch
