@@ -58,7 +58,14 @@ class Comparison(LightningModule):
 
     def accuracy(self) -> dict[str, Accuracy]:
         """Of each model, by its classifier."""
-        return {name: _accuracy(*hits.compute()) for name, hits in self.judges.items()}
+        return {name: _accuracy(*hits_M2.sum(0).tolist(), len(hits_M2)) for name, hits_M2 in self._computed()}
+
+    def hits(self) -> dict[str, Tensor]:
+        """Of each model whether the class that it holds most likely is right, sample by sample (M,)."""
+        return {name: hits_M2[:, 0].bool() for name, hits_M2 in self._computed()}
+
+    def _computed(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, judge.compute()) for name, judge in self.judges.items())
 
     def knn_accuracy(self, bank: Comparison, num_classes: int) -> dict[str, Accuracy]:
         """Of each model, by 20-NN among the features that it gave the images of `bank` (by all, if they are fewer)."""
@@ -71,21 +78,21 @@ class Comparison(LightningModule):
 
 
 class Hits(Metric):
-    """Top-1 hits, top-5 hits and samples, as integers: in half precision floats would lose count."""
+    """Of each sample whether the label is the most likely class, and whether one of the five most likely (M, 2)."""
 
     full_state_update = False
-    counts_3: Tensor
+    hits_B2: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("counts_3", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("hits_B2", [], dist_reduce_fx="cat")
 
     def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
-        hits = (logits_BK.topk(min(5, logits_BK.shape[1])).indices == labels_B[:, None]).sum(0)
-        self.counts_3 += torch.stack([hits[0], hits.sum(), hits.new_tensor(len(labels_B))])
+        hits = logits_BK.topk(min(5, logits_BK.shape[1])).indices == labels_B[:, None]
+        self.hits_B2.append(torch.stack([hits[:, 0], hits.any(1)], 1).int())
 
-    def compute(self) -> tuple[int, ...]:
-        return tuple(self.counts_3.tolist())
+    def compute(self) -> Tensor:
+        return dim_zero_cat(self.hits_B2)
 
 
 class Features(Metric):
@@ -123,6 +130,13 @@ def judge(
     trainer.test(tested, data.test_dataloader(), verbose=False)
     accuracy = tested.accuracy() if tested.has_classifier else tested.knn_accuracy(bank, len(data.classes))
     return accuracy, {name: fidelity.compute() for name, fidelity in tested.fidelity.items()}
+
+
+def hits(models: dict[str, nn.Module], classifier: Classifier, data: ImageData, trainer: Trainer) -> dict[str, Tensor]:
+    """Of each model whether its classifier is right, test image by test image (M,); the arguments of `judge`."""
+    tested = Comparison(models, classifier)
+    trainer.test(tested, data.test_dataloader(), verbose=False)
+    return tested.hits()
 
 
 def check_classes(classifier: nn.Module, classes: list[str]) -> None:

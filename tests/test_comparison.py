@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from mame_lab.comparison import Comparison
+from mame_lab.results import Proportion
 
 BATCH, VIEWS, FEATURES, CLASSES = 5, 3, 4, 6
 
@@ -48,8 +49,9 @@ def test_the_probabilities_of_the_views_are_averaged(batch):
         for name, model in comparison.models.items()
     }
     for name, mean_BK in probabilities.items():
-        top1, _, total = comparison.judges[name].compute()
-        assert (top1, total) == (int((mean_BK.argmax(1) == labels_B).sum()), BATCH)
+        hit_B = mean_BK.argmax(1) == labels_B
+        assert torch.equal(comparison.hits()[name], hit_B)
+        assert comparison.accuracy()[name]["top1"] == Proportion(int(hit_B.sum()), BATCH)
     merged_BK, unmerged_BK = probabilities["merged"], probabilities["unmerged"]
     found = comparison.fidelity["merged"].compute()
     assert found.agreement == (int((merged_BK.argmax(1) == unmerged_BK.argmax(1)).sum()), BATCH)

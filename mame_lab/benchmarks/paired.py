@@ -1,14 +1,15 @@
 """Two classifiers on the same samples: by how much their accuracy differs, and how sure that is.
 
-M samples.
+M samples, S seeds.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
+from scipy.stats import binomtest, bootstrap
 
 
 @dataclass(frozen=True)
@@ -75,3 +76,24 @@ class PairedHits:
     @property
     def _differing(self) -> int:
         return self.gained + self.lost
+
+
+class MeanChange(NamedTuple):
+    """By how much the accuracy of one model differs from that of another on the same samples, mean over seeds.
+
+    Attributes:
+        change: first minus second.
+        low, high: its 95 % interval by the paired bootstrap of the samples (Efron and Tibshirani 1993), each with all
+            its seeds: what other samples would give, not what other seeds would.
+    """
+
+    change: float
+    low: float
+    high: float
+
+    @classmethod
+    def between(cls, hits_SM: np.ndarray, beside_SM: np.ndarray) -> MeanChange:
+        """From whether each model hits each sample."""
+        change_M = hits_SM.mean(0) - beside_SM.mean(0)
+        found = bootstrap((change_M,), np.mean, method="percentile", rng=0, batch=1000).confidence_interval
+        return cls(float(change_M.mean()), float(found.low), float(found.high))

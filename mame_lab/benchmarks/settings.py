@@ -141,6 +141,24 @@ class Budgets(Benchmark):
 
 
 @dataclass
+class Recovery(Benchmark):
+    """What fine-tuning merged brings back: checkpoints beside those that they started from, on the same test images.
+
+    Args:
+        checkpoints: a pattern of paths (`outputs/runs/*/checkpoints/best.ckpt`) of runs of train.py that started, by
+            `model.weights`, from checkpoints of others. Those that merge alike are seeds of one another.
+    """
+
+    name: str = "recovery"
+    checkpoints: str | None = None
+
+    def run(self, model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> None:
+        from mame_lab.benchmarks import recovery
+
+        recovery.run(self, model, data, trainer, folder)
+
+
+@dataclass
 class Denoiser(Benchmark):
     """One denoising step of a pipeline over sizes of the latents: the unmerged U-Net and each method, in turns.
 
