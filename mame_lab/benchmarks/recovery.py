@@ -17,6 +17,7 @@ import torch
 from lightning.pytorch import Trainer
 from rich import box, print
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor, nn
 
 from mame_lab import checkpoint
@@ -157,20 +158,24 @@ def _point(setting: str, cost: float, arm: str, beside: str, hits_of: dict[str, 
 
 
 def table(found: list[Point]) -> Table:
-    """A row for each merging."""
+    """A section for each merging, a row for each pair."""
+    caption = "[low, high]: 95 % interval by the paired bootstrap of the test images, each with all its seeds."
     rows = Table(
-        title="What fine-tuning merged brings back: top-1 in %",
-        caption="[low, high]: 95 % interval of the difference, in points, over the test images; see recovery.csv.",
+        title="What fine-tuning merged brings back",
+        caption=Text(caption),
         caption_justify="left",
         box=box.HORIZONTALS,
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for header in ("cost", "seeds", UNMERGED, *("; ".join(pair) for pair in PAIRS)):
-        rows.add_column(header)
+    for header in ("cost", "seeds", "", "top-1, %", "points", "against"):
+        rows.add_column(header, no_wrap=True)
     for setting in dict.fromkeys(point.setting for point in found):
         pairs = [point for point in found if point.setting == setting]
-        shown = (f"{100 * p.top1:.1f}, {100 * p.change:+.1f} [{100 * p.low:+.1f}, {100 * p.high:+.1f}]" for p in pairs)
-        rows.add_row(f"{pairs[0].cost:.3f}", str(pairs[0].seeds), f"{100 * pairs[0].top1_beside:.1f}", *shown)
+        rows.add_section()
+        rows.add_row(f"{pairs[0].cost:.3f}", str(pairs[0].seeds), UNMERGED, f"{100 * pairs[0].top1_beside:.1f}")
+        for p in pairs:
+            change = Text(f"{100 * p.change:+.1f} [{100 * p.low:+.1f}, {100 * p.high:+.1f}]")
+            rows.add_row("", "", p.arm, f"{100 * p.top1:.1f}", change, p.beside)
     return rows
