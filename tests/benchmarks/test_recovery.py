@@ -7,15 +7,24 @@ import numpy as np
 import pytest
 from runs import TINY
 
-from mame_lab import MameLabError
+from mame_lab import MameLabError, comparison
+from mame_lab.benchmarks import recovery
 from mame_lab.benchmarks.paired import MeanChange
 from mame_lab.benchmarks.recovery import by_start
+from mame_lab.models import merges
 from mame_lab.results import Result
 
 SEEDS = (0, 1)
 
 
-def test_the_arms_hit_what_their_runs_measured(entry_point, tmp_path, capsys):
+def test_the_arms_hit_what_their_runs_measured(entry_point, tmp_path, capsys, monkeypatch):
+    judged = {}
+
+    def hits(models, *arguments):
+        judged.update({name: merges(model) for name, model in models.items()})
+        return comparison.hits(models, *arguments)
+
+    monkeypatch.setattr(recovery, "hits", hits)
     entry_point("train", tmp_path / "head", *TINY, "mame=off")
     start = tmp_path / "head/checkpoints/best.ckpt"
     for seed in SEEDS:
@@ -24,6 +33,12 @@ def test_the_arms_hit_what_their_runs_measured(entry_point, tmp_path, capsys):
     entry_point("eval", tmp_path / "merged", f"ckpt={start}", "mame=tome", "mame.r=20", *TINY[3:])
     pattern = f"benchmark.checkpoints={tmp_path}/tuned*/checkpoints/best.ckpt"
     entry_point("eval", tmp_path / "out", f"ckpt={start}", "benchmark=recovery", pattern, *TINY[3:])
+
+    assert judged == {"unmerged": False} | {
+        f"{seed} {arm}": arm in ("merged", "fine-tuned")
+        for seed in SEEDS
+        for arm in ("merged", "fine-tuned", "fine-tuned, unmerged")
+    }
 
     alone = Result.load(tmp_path / "merged/result.json")
     runs = [Result.load(tmp_path / f"tuned{seed}/result.json") for seed in SEEDS]
