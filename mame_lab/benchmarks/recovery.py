@@ -34,6 +34,7 @@ from mame_lab.targets import gflops
 UNMERGED, MERGED, TUNED, TUNED_UNMERGED = ARMS = "unmerged", "merged", "fine-tuned", "fine-tuned, unmerged"
 # What is set against what: what merging costs, what is left of that, what fine-tuning brings merged, and unmerged.
 PAIRS = ((MERGED, UNMERGED), (TUNED, UNMERGED), (TUNED, MERGED), (TUNED_UNMERGED, UNMERGED))
+START = "model.weights"  # of a checkpoint's run: where it started from
 COUNTED = 16  # test images whose multiply-adds are counted
 
 
@@ -66,8 +67,9 @@ class Point(NamedTuple):
 
 def run(settings: Recovery, model: nn.Module, data: ImageData, trainer: Trainer, folder: Path) -> None:
     """Judge all checkpoints; print the table and write recovery.csv."""
-    check_classes(family_of(model).classifier(model), data.classes)
     found = points(by_start(settings.checkpoints), model, data, trainer)
+    if not trainer.is_global_zero:
+        return
     with (folder / "recovery.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerows([Point._fields, *found])
@@ -107,7 +109,7 @@ def points(runs: dict[str, list[Checkpoint]], model: nn.Module, data: ImageData,
     """
     methods, hits_of = {}, defaultdict(lambda: defaultdict(list))
     for start, tuned in runs.items():
-        for method, arms in _judge(_loaded(model, checkpoint.read(start)), tuned, data, trainer):
+        for method, arms in _judge(_loaded(model, checkpoint.read(start, START), START), tuned, data, trainer):
             methods[str(method)] = method
             for arm, hit_M in arms.items():
                 hits_of[str(method)][arm].append(hit_M)
@@ -127,19 +129,22 @@ def _judge(
     """The merging of each checkpoint, and the test images that each arm hits (M,), all in one pass over them."""
     methods, models = [_method(each) for each in tuned], {UNMERGED: start}
     for i, (each, method) in enumerate(zip(tuned, methods, strict=True)):
-        unmerged = _loaded(start, each)
+        unmerged = _loaded(start, each, "benchmark.checkpoints")
         models[f"{i} {MERGED}"] = apply(twin(start), method)
         models[f"{i} {TUNED}"] = apply(twin(unmerged), method)
         models[f"{i} {TUNED_UNMERGED}"] = unmerged
-    found = hits(models, family_of(start).classifier, data, trainer)
+    classifier = family_of(start).classifier
+    for model in models.values():
+        check_classes(classifier(model), data.classes)
+    found = hits(models, classifier, data, trainer)
     for i, method in enumerate(methods):
         yield method, {arm: found.get(f"{i} {arm}", found[UNMERGED]) for arm in ARMS}
 
 
-def _loaded(model: nn.Module, stored: Checkpoint) -> nn.Module:
-    """A model like this one with the weights of a checkpoint."""
+def _loaded(model: nn.Module, stored: Checkpoint, key: str) -> nn.Module:
+    """A model like this one with the weights of a checkpoint, which the key names."""
     copied = deepcopy(model)
-    family_of(model).load_weights(copied, stored.state, f"benchmark.checkpoints={stored.path}")
+    family_of(model).load_weights(copied, stored.state, f"{key}={stored.path}")
     return copied
 
 

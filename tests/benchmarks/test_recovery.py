@@ -2,16 +2,18 @@
 
 import csv
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from runs import TINY
 
-from mame_lab import MameLabError, comparison
+from mame_lab import MameLabError, checkpoint, comparison
 from mame_lab.benchmarks import recovery
 from mame_lab.benchmarks.paired import MeanChange
 from mame_lab.benchmarks.recovery import by_start
-from mame_lab.models import merges
+from mame_lab.models import load, merges
+from mame_lab.models.settings import ModelSettings
 from mame_lab.results import Result
 
 SEEDS = (0, 1)
@@ -71,9 +73,17 @@ def test_seeds_do_not_narrow_the_interval_of_the_samples():
 
 
 def test_what_cannot_be_set_against_a_start_is_refused(entry_point, tmp_path):
+    best = tmp_path / "checkpoints/best.ckpt"
     for pattern in (f"{tmp_path}/*.ckpt", None):
         with pytest.raises(MameLabError, match=f"benchmark.checkpoints={re.escape(str(pattern))} names no file"):
             by_start(pattern)
     entry_point("train", tmp_path, *TINY, "mame.r=20")
     with pytest.raises(MameLabError, match=r"started from model.weights=None: give runs"):
-        by_start(f"{tmp_path}/checkpoints/best.ckpt")
+        by_start(str(best))
+
+    tuned = checkpoint.read(best)
+    model, data = load(ModelSettings(**tuned.config["model"])), SimpleNamespace(classes=["a", "b"])
+    with pytest.raises(MameLabError, match="the model has 10 classes and the dataset 2"):
+        recovery.points({str(best): [tuned]}, model, data, None)
+    with pytest.raises(MameLabError, match=r"^model.weights=gone.ckpt does not exist"):
+        recovery.points({"gone.ckpt": [tuned]}, model, data, None)
