@@ -26,18 +26,12 @@ def read(path: str | Path, key: str = "ckpt") -> Checkpoint:
     Raises:
         MameLabError: there is no such file, or it is none of a run.
     """
-    import torch
+    from mame_lab import tensor_file
 
     if not Path(path).is_file():
         fault = "is a folder" if Path(path).is_dir() else "does not exist"
         raise MameLabError(f"{key}={path} {fault}: give the best.ckpt or last.ckpt of a run")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise MameLabError(
-            f"{key}={path} cannot be read ({reason}): give another best.ckpt or last.ckpt of a run, or start anew"
-        ) from error
+    content = tensor_file.read(path, key, "give another best.ckpt or last.ckpt of a run, or start anew")
     config = content.get("config") if isinstance(content, dict) else None
     if not isinstance(config, dict) or not {"model", "mame", "dataset", "seed"} <= set(config):
         raise MameLabError(f"{key}={path} is no checkpoint of train.py: give plain weights as model.weights=FILE.pth")

@@ -37,4 +37,4 @@ class ModelSettings:
     @property
     def of_a_run(self) -> bool:
         """Whether the weights are those of a run of train.py."""
-        return self.weights is not None and self.weights.endswith(".ckpt")
+        return self.weights is not None and self.weights.lower().endswith(".ckpt")

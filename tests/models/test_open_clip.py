@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -14,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import mame_lab
-from mame_lab import hub
+from mame_lab import hub, tensor_file
 from mame_lab.models import family, load, timm
 from mame_lab.models.open_clip import loading
 from mame_lab.models.open_clip.text import TextTower
@@ -177,12 +178,21 @@ def test_weights_of_a_local_file(suffix, tmp_path):
     state = open_clip.create_model("tiny-siglip").state_dict()
     file = tmp_path / f"weights.{suffix}"
     if suffix == "pt":
-        torch.save({"state_dict": state}, file)
+        torch.save({"state_dict": state, "best": np.float64(81.2)}, file)
     else:
         save_file(state, file)
-    clip = own("tiny-siglip", pretrained=str(file), force_image_size=96)
+    with tensor_file.plain_objects():
+        clip = own("tiny-siglip", pretrained=str(file), force_image_size=96)
     model, x = zero_shot(weights=str(file), img_size=96, templates=["a photo of a {}."]), images(96)
     torch.testing.assert_close(model(x), logits_of(clip, "tiny-siglip", x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_that_open_clip_could_not_read_is_named(tmp_path):
+    save_file({"w": torch.ones(1)}, tmp_path / "w.SAFETENSORS")
+    (tmp_path / "w.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    for name, fault in (("w.SAFETENSORS", "is a safetensors file: let its name end so"), ("w.pt", "is a pointer of Git")):
+        with pytest.raises(mame_lab.MameLabError, match=f"^model.weights={tmp_path / name} {fault}"):
+            family("open_clip").load(settings(weights=str(tmp_path / name)))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import pre_tokenizers
 
+from mame_lab import tensor_file
 from mame_lab.errors import MameLabError
 from mame_lab.hub import in_one_line, no_retries_offline
 from mame_lab.models.diffusers.support import transformers_of, unet_of
@@ -80,6 +81,8 @@ def _read(source: str, said: str, local: bool) -> DiffusionPipeline:
         raise MameLabError(f"{said} is no folder: give one that diffusers' save_pretrained wrote")
     if local and not (Path(source) / "model_index.json").is_file():
         raise MameLabError(f"{said} holds no pipeline: give a folder that diffusers' save_pretrained wrote")
+    if local:
+        tensor_file.check_folder(source, "model.weights")
     try:
         with no_retries_offline(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Of an argument that diffusers hands to the hub.

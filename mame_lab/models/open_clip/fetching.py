@@ -11,6 +11,7 @@ import open_clip
 import torch
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 
+from mame_lab import tensor_file
 from mame_lab.errors import MameLabError
 from mame_lab.hub import in_one_line, no_retries_offline
 from mame_lab.models.open_clip.text import Tokenizer
@@ -43,6 +44,9 @@ def weights_of(settings: ModelSettings) -> str | None:
             raise MameLabError(
                 f"model.weights={settings.weights} does not exist: give a .safetensors, .bin or .pt file"
             )
+        tensor_file.check(settings.weights, "model.weights")
+        if tensor_file.is_safetensors(settings.weights) and not settings.weights.endswith(".safetensors"):
+            raise MameLabError(f"model.weights={settings.weights} is a safetensors file: let its name end so")
         return settings.weights
     if settings.pretrained and tag_of(settings) is None:
         raise MameLabError(
@@ -59,7 +63,7 @@ def create(settings: ModelSettings, weights: str | None, **options: Any) -> Any:
     options = size | settings.args | options
     fetch = weights is not None and settings.weights is None
     try:
-        with _quiet(), no_retries_offline() if fetch else nullcontext():
+        with _quiet(), tensor_file.plain_objects(), no_retries_offline() if fetch else nullcontext():
             where = torch.get_default_device()
             return open_clip.create_model(name, weights, device=where, pretrained_text=False, **options)
     except Exception as error:

@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
+from mame_lab import tensor_file
 from mame_lab.errors import MameLabError
 from mame_lab.hub import in_one_line, no_retries_offline
 from mame_lab.models.settings import ModelSettings
@@ -35,6 +36,8 @@ def load(settings: ModelSettings) -> PreTrainedModel:
     source = _source(settings)
     if source is None and settings.weights is None:
         return build(settings)
+    if settings.weights is not None and source is not None:
+        tensor_file.check_folder(source, "model.weights")
     state = None if source else read_weights(str(settings.weights))
     if state is not None and settings.num_classes is None:
         settings = replace(settings, num_classes=len(state.get("classifier.weight", ())))
