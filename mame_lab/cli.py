@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
@@ -31,6 +33,9 @@ def run(main: Callable) -> None:
 
     With HYDRA_FULL_ERROR=1 in the environment the whole traceback is shown.
     """
+    for key in ("hydra.run.dir", "hydra.sweep.dir"):
+        if f"{key}=" in sys.argv:
+            sys.exit(f"error: {key}= is empty (an unset variable of the shell?): give a folder, or leave it out")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing them itself.
     try:
         main()
@@ -38,6 +43,10 @@ def run(main: Callable) -> None:
         if WANTS_TRACEBACK:
             raise
         sys.exit(f"error: {explain(error)}")
+    except ValueError as error:
+        if WANTS_TRACEBACK or "Config group override" not in str(error):
+            raise
+        sys.exit("error: mame, model, dataset, ... take the name of a file of conf/GROUP, no number and not null: mame=off")
     except OSError as error:
         if WANTS_TRACEBACK or (error.filename is None and error.errno is None):
             raise
@@ -100,6 +109,8 @@ def _argv_of_this_job(folder: Path) -> Iterator[None]:
 def explain(error: Exception) -> str:
     """One line that names the key, the value and what to do."""
     cause = error.__cause__
+    if isinstance(error, OverrideParseException):
+        return _unparsed(error.override)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").partition("/")
         return f"{group}={name} is not known{_near(name, error.options)}: choose from {', '.join(error.options)}"
@@ -115,6 +126,17 @@ def explain(error: Exception) -> str:
         # A loader's worker process wraps the message in its whole traceback.
         return str(error).strip().splitlines()[-1].rpartition("MameLabError: ")[2]
     return " ".join(str(error).split())
+
+
+def _unparsed(override: str) -> str:
+    key, equals, value = override.partition("=")
+    if not (key.strip("+~ ") and equals):
+        return f"{override} is no KEY=VALUE: give a key and its value, such as mame.r=8"
+    quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+    return (
+        f"{override} cannot be parsed: quote a value that is text with blanks, brackets or other signs, for Hydra and "
+        f"for the shell: {shlex.quote(quoted)}"
+    )
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar, get_type_hints
 
@@ -153,6 +154,8 @@ class EvalConfig(Config):
 
 # What says how much merges: one of these replaces the others.
 AMOUNTS = ("mame.r", "mame.tau", "mame.flops", "mame.speedup")
+# Keys of which an empty text is a value.
+MAY_BE_EMPTY = ("dataset.negative",)
 # Groups with several classes, the key that tells which one, and the classes.
 CHOICES = {
     "mame": ("method", METHODS),
@@ -177,8 +180,25 @@ def register() -> None:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as dicts, lists, strings and numbers: what a checkpoint stores."""
-    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportReturnType]
+    """The resolved configuration as dicts, lists, strings and numbers: what a checkpoint stores.
+
+    Raises:
+        MameLabError: a value is empty, as where an unset variable of the shell stands for it.
+    """
+    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    empty = next((key for key in _empty(values) if key not in MAY_BE_EMPTY), None)
+    if empty:
+        raise MameLabError(f"{empty}= is empty (an unset variable of the shell?): give a value, or null for none")
+    return values
+
+
+def _empty(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The full keys of the texts that are empty or blank."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _empty(value, f"{prefix}{key}.")
+        elif isinstance(value, str) and not value.strip():
+            yield f"{prefix}{key}"
 
 
 def typed(cls: type[Run], values: dict[str, Any]) -> Run:
@@ -188,7 +208,8 @@ def typed(cls: type[Run], values: dict[str, Any]) -> Run:
         MameLabError: an unknown key or choice, or a value of a wrong type or out of range; the message names it.
     """
     types = get_type_hints(cls)
-    return cls(**{key: _part(key, types[key], value) for key, value in values.items()})
+    stored = values.get("ckpt") is not None
+    return cls(**{key: _part(key, types[key], value, stored) for key, value in values.items()})
 
 
 def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
@@ -220,7 +241,7 @@ def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str
     return plain(merged)
 
 
-def _part(key: str, cls: type, value: Any) -> Any:
+def _part(key: str, cls: type, value: Any, stored: bool) -> Any:
     if key in CHOICES and value is not None:
         discriminator, classes = CHOICES[key]
         chosen = value.get(discriminator)
@@ -232,9 +253,12 @@ def _part(key: str, cls: type, value: Any) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), value))
     except ConfigKeyError as error:
-        raise MameLabError(
-            f"{key}.{error.full_key} is not known here (any more), but stored with the checkpoint: take the version of "
-            f"mame_lab that wrote it, or its weights alone, as model.weights=FILE.ckpt"
-        ) from None  # `cli.explain` tells a cause of OmegaConf's instead.
+        fault = "is not known: correct it, see --help"
+        if stored:
+            fault = (
+                "is not known here (any more), but stored with the checkpoint: take the version of mame_lab that "
+                "wrote it, or its weights alone, as model.weights=FILE.ckpt"
+            )
+        raise MameLabError(f"{key}.{error.full_key} {fault}") from None  # `cli.explain` tells a cause of OmegaConf's instead.
     except OmegaConfBaseException as error:
         raise MameLabError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error

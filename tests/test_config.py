@@ -1,5 +1,6 @@
 """Every file of conf/ composes and is what the dataclasses say; what does not fit fails and names its key."""
 
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
@@ -115,6 +116,52 @@ def test_a_wrong_key_or_type_fails_at_composition_in_one_line(override, line):
     told = cli.explain(error.value)
     assert line in told
     assert "\n" not in told
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["/x/epoch=1.ckpt", "/x/photos (1)", "/x/[a]/{b}", "/x/café", "/x/it's.pth", '/x/"a', "~/x", "C:\\x;y\\", "/x/#a&b!"],
+)
+@pytest.mark.parametrize("key", ["ckpt", "++model.weights"])
+def test_a_value_that_hydra_cannot_parse_is_named_and_quoted(key, value):
+    with pytest.raises(HydraException) as error:
+        compose_config("eval", [f"{key}={value}"])
+    told = cli.explain(error.value)
+    assert told.startswith(f"{key}={value} cannot be parsed: quote ")
+    (quoted,) = shlex.split(told.rpartition("shell: ")[2])
+    assert OmegaConf.select(compose_config("eval", [quoted]), key.strip("+")) == value
+
+
+@pytest.mark.parametrize("said", ["ckpt", "=3x=", "++=a=b"])
+def test_what_is_no_key_and_value_is_named(said):
+    with pytest.raises(HydraException) as error:
+        compose_config("eval", [said])
+    assert cli.explain(error.value).startswith(f"{said} is no KEY=VALUE")
+
+
+@pytest.mark.parametrize(
+    ("entry", "override", "key"),
+    [
+        ("eval", "ckpt=", "ckpt"),
+        ("train", "resume=' '", "resume"),
+        ("train", "model.weights=", "model.weights"),
+        ("eval", "model.tokenizer=", "model.tokenizer"),
+        ("train", "trainer.strategy=''", "trainer.strategy"),
+        ("eval", "ckpt=${oc.env:NOT_SET,''}", "ckpt"),
+    ],
+)
+def test_an_empty_value_is_no_value(entry, override, key):
+    with pytest.raises(MameLabError, match=f"^{key}= is empty .*null for none$"):
+        values(entry, override)
+
+
+def test_an_empty_negative_prompt_is_a_value():
+    assert values("eval", "model=sd_mini", "dataset=prompts", "dataset.negative=")["dataset"]["negative"] == ""
+
+
+def test_a_key_that_is_added_and_not_known_is_named():
+    with pytest.raises(MameLabError, match=r"^trainer.epochs is not known: correct it"):
+        config.typed(config.EvalConfig, values("eval", "+trainer.epochs=1"))
 
 
 @pytest.mark.parametrize(

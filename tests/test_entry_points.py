@@ -146,7 +146,7 @@ def test_bad_inputs_name_the_key(entry_point, tmp_path, folder):
     (tmp_path / "halves/train").mkdir(parents=True)
     cases = [
         ("eval", [f"ckpt={foreign}"], "is no checkpoint of train.py"),
-        ("eval", [f"ckpt={empty}"], r"empty.ckpt cannot be read \(EOFError\): give another best.ckpt"),
+        ("eval", [f"ckpt={empty}"], r"empty.ckpt is empty \(0 bytes\): give another best.ckpt"),
         ("eval", [f"ckpt={tmp_path / 'run'}"], "run is a folder: give the best.ckpt"),
         ("eval", [f"ckpt={best}", f"model.weights={best}"], "exclude each other: give one of the two"),
         ("eval", [f"ckpt={best}", "benchmark=budgets", "mame.flops=0.8"], "benchmark=budgets and mame=ward.flops=0.8"),
@@ -209,6 +209,9 @@ def command(*arguments: str, cwd: Path, timeout: float = 250) -> subprocess.Comp
     [
         ("mame.tua=1", "error: mame.tua: Key 'tua' not in"),
         ("mame.r=80", "error: mame.r=80 is too large for block 0"),
+        ("dataset.root=/photos (1)", "error: dataset.root=/photos (1) cannot be parsed"),
+        ("hydra.run.dir=", "error: hydra.run.dir= is empty"),
+        ("mame=null", "error: mame, model, dataset, ... take the name of a file of conf/GROUP"),
         (
             "hydra.run.dir=/dev/null/run",
             "error: /dev/null/run: Not a directory: make room or give another hydra.run.dir",
