@@ -46,7 +46,7 @@ def run(main: Callable) -> None:
     except ValueError as error:
         if WANTS_TRACEBACK or "Config group override" not in str(error):
             raise
-        sys.exit("error: mame, model, dataset, ... take the name of a file of conf/GROUP, no number and not null: mame=off")
+        sys.exit("error: mame, model, dataset, ... take the name of a file of conf/GROUP, as in mame=off: give one")
     except OSError as error:
         if WANTS_TRACEBACK or (error.filename is None and error.errno is None):
             raise

@@ -259,6 +259,7 @@ def _part(key: str, cls: type, value: Any, stored: bool) -> Any:
                 "is not known here (any more), but stored with the checkpoint: take the version of mame_lab that "
                 "wrote it, or its weights alone, as model.weights=FILE.ckpt"
             )
-        raise MameLabError(f"{key}.{error.full_key} {fault}") from None  # `cli.explain` tells a cause of OmegaConf's instead.
+        # `cli.explain` would tell a cause of OmegaConf's instead.
+        raise MameLabError(f"{key}.{error.full_key} {fault}") from None
     except OmegaConfBaseException as error:
         raise MameLabError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error

@@ -120,7 +120,7 @@ def test_a_wrong_key_or_type_fails_at_composition_in_one_line(override, line):
 
 @pytest.mark.parametrize(
     "value",
-    ["/x/epoch=1.ckpt", "/x/photos (1)", "/x/[a]/{b}", "/x/café", "/x/it's.pth", '/x/"a', "~/x", "C:\\x;y\\", "/x/#a&b!"],
+    ["/x/epoch=1.ckpt", "/x/photos (1)", "/x/[a]/{b}", "/x/café", "/it's.pth", '/x/"a', "~/x", "C:\\x;y\\", "/#a&b!"],
 )
 @pytest.mark.parametrize("key", ["ckpt", "++model.weights"])
 def test_a_value_that_hydra_cannot_parse_is_named_and_quoted(key, value):

@@ -63,7 +63,7 @@ def test_a_file_that_ends_early_is_named(tmp_path):
     torch.save(STATE, tmp_path / "w.pth")
     for length in (1, 100, (tmp_path / "w.pth").stat().st_size - 30):
         (tmp_path / "cut.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:length])
-        with pytest.raises(MameLabError, match="cut.pth cannot be read: it is cut off"):
+        with pytest.raises(MameLabError, match=r"cut.pth cannot be read: it is cut off"):
             read_weights(str(tmp_path / "cut.pth"))
 
 
