@@ -24,10 +24,12 @@ def main(cfg: DictConfig) -> dict[str, float] | None:
 
 def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     values = config.plain(cfg)
+    said = list(HydraConfig.get().overrides.task)
     stored = checkpoint.read(cfg.ckpt) if cfg.ckpt else None
     if stored:
-        values = config.override(stored.config, values, list(HydraConfig.get().overrides.task))
+        values = config.override(stored.config, values, said)
     run = config.typed(config.EvalConfig, values)
+    config.check_read(run, said)
     folder = Path(HydraConfig.get().runtime.output_dir)
 
     import lightning

@@ -26,6 +26,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
 def train(cfg: DictConfig) -> dict[str, float]:
     values = config.plain(cfg)
     run = config.typed(config.TrainConfig, values)
+    config.check_read(run, list(HydraConfig.get().overrides.task))
 
     import lightning
     import rich

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -62,7 +62,8 @@ def job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     folder = Path(HydraConfig.get().runtime.output_dir)
     (folder / REASON).unlink(missing_ok=True)
     try:
-        with _argv_of_this_job(folder):
+        # Also with hydra.job.chdir a relative path is from where the command was given.
+        with chdir(HydraConfig.get().runtime.cwd), _argv_of_this_job(folder):
             return task(cfg)
     except Exception as error:
         known = isinstance(error, MameLabError)

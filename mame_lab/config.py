@@ -224,10 +224,11 @@ def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str
     """
     merged = OmegaConf.create(values | {key: stored[key] for key in ("model", "mame", "dataset", "seed")})
     parsed = OverridesParser.create().parse_overrides(overrides)
-    if any(said.key_or_group in AMOUNTS for said in parsed):
-        for key in AMOUNTS:
+    if amounts := {said.key_or_group for said in parsed} & set(AMOUNTS):
+        beside = {"mame.clamp": False} if amounts == {"mame.tau"} else {"mame.batch": "per_sample"}
+        for key, nothing in (dict.fromkeys(AMOUNTS) | beside).items():
             if OmegaConf.select(merged, key) is not None:
-                OmegaConf.update(merged, key, None)
+                OmegaConf.update(merged, key, nothing)
     for said in parsed:
         if said.key_or_group.partition(".")[0] not in values:
             raise MameLabError(
@@ -239,6 +240,24 @@ def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str
         value = OmegaConf.select(OmegaConf.create(values), said.key_or_group)
         OmegaConf.update(merged, said.key_or_group, value, merge=False)
     return plain(merged)
+
+
+def check_read(run: Config, overrides: list[str]) -> None:
+    """Raise MameLabError for a key that the command line gives and nothing reads beside the others.
+
+    Args:
+        run: what the command line and conf/ make.
+        overrides: what the command line says, in Hydra's syntax.
+    """
+    benchmark, unread = getattr(run, "benchmark", None), {}
+    if benchmark is not None:
+        unread |= dict.fromkeys(benchmark.unread, f"benchmark={benchmark.name}, which has settings of its own")
+    if getattr(run.dataset, "augment", None) == "none":
+        unread["dataset.min_crop_area"] = "dataset.augment=none"
+    for said in OverridesParser.create().parse_overrides(overrides):
+        for group, beside in unread.items():
+            if f"{said.key_or_group}.".startswith(f"{group}."):
+                raise MameLabError(f"{said.key_or_group}={said.value()} has no meaning beside {beside}: leave it out")
 
 
 def _part(key: str, cls: type, value: Any, stored: bool) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging import Method
+from mame_lab.merging.bipartite import Adaptive
 from mame_lab.merging.schedule import factors, geometric_blocks, merging_blocks, over_blocks
 from mame_lab.models import adapts, apply, depends_on_batch, family_of, tracing_family_of, twin, unmerged_twin
 
@@ -116,7 +117,8 @@ class _Search:
         self.depth = len(self.family.block_names(model))
         self.patches = math.prod(self.family.grid(model, images))
         self.method = method
-        self.plain = replace(method, flops=None, speedup=None, schedule=None, blocks=None, r=0)
+        unread = {"batch": "per_sample"} if isinstance(method, Adaptive) else {}
+        self.plain = replace(method, flops=None, speedup=None, schedule=None, blocks=None, r=0, **unread)
         if self.schedule == "adaptive" and not method.adaptive:
             raise MameLabError(f"mame.schedule=adaptive is not for mame={method.method}, which needs a budget")
         self.unmerged_gflops = gflops(model, images)
@@ -159,7 +161,8 @@ class _Search:
         """The method with a list of the tokens that are removed in each block, or of thresholds."""
         amounts = self._amounts(strength)
         if self.schedule == "adaptive":
-            return replace(self.plain, r=None, tau=self._thresholds(amounts))
+            adaptive: Any = self.method
+            return replace(self.plain, r=None, tau=self._thresholds(amounts), batch=adaptive.batch)
         return replace(self.plain, r=amounts)
 
     def cost(self, method: Method) -> float:

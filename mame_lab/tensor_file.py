@@ -68,7 +68,7 @@ def is_safetensors(path: str | Path) -> bool:
 @contextmanager
 def plain_objects() -> Iterator[None]:
     """torch.load(weights_only=True) also takes numpy's scalars and arrays, and an argparse.Namespace."""
-    functions = {"scalar": np.float64(1).__reduce__()[0], "_reconstruct": np.ones(1).__reduce__()[0]}
+    functions: dict[str, Any] = {"scalar": np.float64(1).__reduce__()[0], "_reconstruct": np.ones(1).__reduce__()[0]}
     # numpy 1 and numpy 2 call their module by different names.
     named = [(function, f"numpy.{core}.multiarray.{name}") for name, function in functions.items() for core in CORES]
     with torch.serialization.safe_globals([np.ndarray, np.dtype, *SCALARS, Namespace, *named]):

@@ -118,7 +118,7 @@ def test_draws_are_uniform_and_alike_in_all_processes():
     ("method", "at_4"),
     [
         (Ward(), Ward(r=4)),
-        (Ward(tau=0.9, blocks=5, batch="union"), Ward(r=4, blocks=5, batch="union")),
+        (Ward(tau=0.9, blocks=5, batch="union"), Ward(r=4, blocks=5)),
         (Ward(r=8, blocks=[0, 2], schedule="linear"), Ward(r=4, blocks=[0, 2], schedule="linear")),
         (Ward(r=[1, 2, 3]), Ward(r=4)),
         (Ward(flops=0.5, schedule="linear"), Ward(r=4, schedule="linear")),

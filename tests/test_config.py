@@ -252,6 +252,54 @@ def test_a_method_without_a_threshold_at_another_amount():
     assert config.typed(config.EvalConfig, merged).mame == ToMe(r=16)
 
 
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        (["mame.tau=0.9", "mame.batch=packed"], "mame.r=8"),
+        (["mame.tau=0.9", "mame.batch=union"], "mame.flops=0.5"),
+        (["mame.r=8", "mame.clamp=true"], "mame.tau=0.9"),
+    ],
+)
+def test_what_went_with_the_amount_of_a_checkpoint_goes_with_it(stored, said):
+    merged = config.override(values("train", *stored), values("eval", said), [said])
+    method = config.typed(config.EvalConfig, merged).mame
+    assert (method.batch, method.clamp) == ("per_sample", False)
+
+
+def test_a_budget_stays_truncated_at_another_budget():
+    merged = config.override(values("train", "mame.r=8", "mame.clamp=true"), values("eval", "mame.r=9"), ["mame.r=9"])
+    assert config.typed(config.EvalConfig, merged).mame == Ward(r=9, clamp=True)
+
+
+@pytest.mark.parametrize(
+    ("entry", "overrides", "unread"),
+    [
+        ("eval", ["benchmark=throughput", "mame.r=8"], "mame.r=8 has no meaning beside benchmark=throughput"),
+        ("eval", ["benchmark=frontier", "mame=tome"], "mame=tome has no meaning beside benchmark=frontier"),
+        ("eval", ["benchmark=grid_attention", "speed.seconds=1"], "speed.seconds=1 has no meaning beside"),
+        ("eval", [*(f"{k}={v}" for k, v in PROMPTS), "mame.r=0.5"], "mame.r=0.5 has no meaning beside benchmark=den"),
+        ("eval", ["benchmark=budgets", "speed.batch_size=8"], "speed.batch_size=8 has no meaning beside benchmark=bud"),
+        ("train", ["dataset.augment=none", "dataset.min_crop_area=0.1"], "dataset.min_crop_area=0.1 has no meaning"),
+    ],
+)
+def test_a_key_that_is_given_is_read(entry, overrides, unread):
+    run = config.typed(ENTRIES[entry], values(entry, *overrides))
+    with pytest.raises(MameLabError, match=f"^{unread}"):
+        config.check_read(run, overrides)
+
+
+@pytest.mark.parametrize("overrides", [["benchmark=budgets", "mame.blocks=2"], ["mame.r=8", "speed.seconds=1"]])
+def test_keys_that_are_read_are_taken(overrides):
+    config.check_read(config.typed(config.EvalConfig, values("eval", *overrides)), overrides)
+
+
+@pytest.mark.parametrize("override", ["model.templates=simple", "model.tokenizer=/x"])
+@pytest.mark.parametrize("model", ["vit_mini", "hf_vit_b"])
+def test_texts_are_for_heads_of_texts(model, override):
+    with pytest.raises(MameLabError, match=f"^{override} is for model.family=open_clip"):
+        config.typed(config.EvalConfig, values("eval", f"model={model}", override))
+
+
 def test_other_words_leave_the_amount_of_a_checkpoint():
     merged = config.override(values("train", "mame.r=8"), values("eval", "seed=3"), ["seed=3"])
     assert (merged["mame"]["r"], merged["seed"]) == (8, 3)

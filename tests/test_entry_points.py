@@ -226,6 +226,13 @@ def test_a_wrong_input_is_one_line_and_a_failure(override, line, tmp_path):
     assert done.stdout == ""
 
 
+def test_a_relative_path_is_from_where_the_command_was_given(folder, tmp_path):
+    images = ["dataset=imagefolder", f"dataset.root={folder.name}", "dataset.batch_size=60"]
+    done = command(str(ROOT / "eval.py"), *TINY, *images, "model.num_classes=2", "hydra.job.chdir=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("outputs/eval/*/result.json"))) == 1
+
+
 HELP = """
 import atexit, runpy, sys
 sys.argv = [PATH, "--help"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from mame_lab.benchmarks.arms import ARMS, method_of
 from mame_lab.errors import MameLabError
@@ -25,9 +25,14 @@ class Benchmark(ABC):
 
     Args:
         name: which benchmark it is, a key of `mame_lab.benchmarks.BENCHMARKS`.
+
+    Attributes:
+        unread: the groups of the configuration that say nothing to it, for it has settings of its own.
     """
 
     name: str
+
+    unread: ClassVar[tuple[str, ...]] = ("mame", "speed")
 
     @abstractmethod
     def run(self, model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> None:
@@ -126,6 +131,8 @@ class Budgets(Benchmark):
     r: list[Any] = field(default_factory=lambda: [0, 4, 8, 12, 16])
     batch_size: int = 64
     rounds: int = 10
+
+    unread: ClassVar[tuple[str, ...]] = ("speed",)
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "rounds"):

@@ -116,6 +116,23 @@ class Adaptive(Bipartite):
             self._check_list()
         if self.batch not in BATCHES:
             raise MameLabError(f"mame.batch={self.batch} is not known: choose from {', '.join(BATCHES)}")
+        self._check_read()
+
+    def _check_read(self) -> None:
+        """Raise MameLabError for a setting that nothing reads beside the others."""
+        solved = self.target and self.schedule == "adaptive"
+        if self.batch != "per_sample" and not (solved or (self.adapts and not self.target)):
+            raise MameLabError(
+                f"mame.batch={self.batch} is for adaptive merging, and without mame.tau, or a target with "
+                f"mame.schedule=adaptive, every image loses the same number of tokens: leave it out"
+            )
+        if self.clamp and (solved or not (self.target or self.r is not None)):
+            raise MameLabError("mame.clamp=true truncates a budget, and here is none: set mame.r, or leave it out")
+        if self.tau is not None and solved:
+            raise MameLabError(
+                f"mame.tau={self.tau} and mame.schedule=adaptive exclude each other, for the thresholds are solved "
+                f"for: leave one of the two"
+            )
 
     def _check_list(self) -> None:
         for key in ("r", "flops", "speedup", "blocks", "schedule"):
@@ -138,8 +155,8 @@ class Adaptive(Bipartite):
         return self.adapts and self.batch == "packed"
 
     def at(self, r: Any, **changes: Any) -> Self:
-        """As `Method.at`; a threshold stays where it only says how a source is spread."""
-        return super().at(r, tau=None if self.adapts else self.tau, **changes)
+        """As `Method.at`; a threshold stays where it only says how a source is spread. `batch` is that of a budget."""
+        return super().at(r, tau=None if self.adapts else self.tau, batch="per_sample", **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
         if isinstance(self.tau, list):

@@ -53,11 +53,6 @@ class Ward(Adaptive):
                 f"mame.{budget}={getattr(self, budget)} and mame.tau={self.tau} exclude each other for mame=ward: "
                 f"set one to null"
             )
-        if self.batch != "per_sample" and not (self.adapts or budget):
-            raise MameLabError(
-                f"mame.batch={self.batch} is for adaptive merging, and without mame.tau every image loses the same "
-                f"number of tokens: set it"
-            )
 
     def similarity(self, tokens: Tokens) -> Tensor:
         import torch

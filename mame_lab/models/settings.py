@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from mame_lab.errors import MameLabError
+
 
 @dataclass
 class ModelSettings:
@@ -33,6 +35,14 @@ class ModelSettings:
     args: dict[str, Any] = field(default_factory=dict)
     templates: Any = "imagenet"
     tokenizer: str | None = None
+
+    def __post_init__(self) -> None:
+        unread = {"templates": self.templates != "imagenet", "tokenizer": self.tokenizer is not None}
+        for key in (key for key, given in unread.items() if given and self.family != "open_clip"):
+            raise MameLabError(
+                f"model.{key}={getattr(self, key)} is for model.family=open_clip, whose head is written from texts, "
+                f"and this one is {self.family}: leave it out"
+            )
 
     @property
     def of_a_run(self) -> bool:

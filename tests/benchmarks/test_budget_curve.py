@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import build, images
 from lightning.pytorch.plugins import Precision
-from runs import TINY
+from runs import BENCHMARK, TINY
 
 from mame_lab import MameLabError, speed
 from mame_lab.benchmarks import budgets
@@ -17,7 +17,14 @@ from mame_lab.fidelity import Distance
 from mame_lab.merging import ToMe, Ward
 from mame_lab.results import Proportion, Result
 
-CURVE = [*TINY, "benchmark=budgets", "benchmark.rounds=2", "benchmark.batch_size=4", "mame=tome", "mame.blocks=[0,1]"]
+CURVE = [
+    *BENCHMARK,
+    "benchmark=budgets",
+    "benchmark.rounds=2",
+    "benchmark.batch_size=4",
+    "mame=tome",
+    "mame.blocks=[0,1]",
+]
 
 
 def read(folder):

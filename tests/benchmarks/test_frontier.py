@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import build, images, inputs
 from lightning.pytorch.plugins import Precision
-from runs import TINY
+from runs import BENCHMARK
 
 from mame_lab.benchmarks import equal_cost, frontier
 from mame_lab.benchmarks.arms import ARMS, REFERENCE, method_of
@@ -44,7 +44,7 @@ def read(folder):
 
 def test_arms_are_compared_at_equal_cost(entry_point, tmp_path, capsys):
     arms = ["ward:adaptive", "ward:geometric:unweighted"]
-    entry_point("eval", tmp_path, *TINY, "benchmark=frontier", "benchmark.costs=[0.8,0.01]",
+    entry_point("eval", tmp_path, *BENCHMARK, "benchmark=frontier", "benchmark.costs=[0.8,0.01]",
                 f"benchmark.arms=[{','.join(arms)}]", "benchmark.images=12", "benchmark.batch_size=5",
                 "benchmark.calibration_images=6", "benchmark.training_images=40", "model.num_classes=0")  # fmt: skip
     rows = read(tmp_path)

@@ -6,7 +6,7 @@ from statistics import mean, stdev
 import pytest
 import torch
 from families import build, images
-from runs import TINY
+from runs import BENCHMARK
 from torch import nn
 
 from mame_lab.benchmarks import grid_attention
@@ -40,7 +40,7 @@ def layer_of(x_1NC: torch.Tensor) -> Layer:
 
 
 def test_every_arm_is_measured_at_every_budget(entry_point, tmp_path, capsys):
-    entry_point("eval", tmp_path, *TINY, "benchmark=grid_attention", "benchmark.r=[0.3,0.7]", "benchmark.images=2")
+    entry_point("eval", tmp_path, *BENCHMARK, "benchmark=grid_attention", "benchmark.r=[0.3,0.7]", "benchmark.images=2")
     with (tmp_path / "grid_attention.csv").open() as file:
         rows = {(row["arm"], row["r"]): row for row in csv.DictReader(file)}
     assert [arm for arm, r in rows if r == "0.3"] == list(ARMS)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from runs import TINY
+from runs import BENCHMARK, TINY
 
 from mame_lab import MameLabError, checkpoint, comparison
 from mame_lab.benchmarks import recovery
@@ -34,7 +34,7 @@ def test_the_arms_hit_what_their_runs_measured(entry_point, tmp_path, capsys, mo
         entry_point("train", tmp_path / f"tuned{seed}", *TINY, *tuned, f"seed={seed}")
     entry_point("eval", tmp_path / "merged", f"ckpt={start}", "mame=tome", "mame.r=20", *TINY[3:])
     pattern = f"benchmark.checkpoints={tmp_path}/tuned*/checkpoints/best.ckpt"
-    entry_point("eval", tmp_path / "out", f"ckpt={start}", "benchmark=recovery", pattern, *TINY[3:])
+    entry_point("eval", tmp_path / "out", f"ckpt={start}", "benchmark=recovery", pattern, *BENCHMARK[3:])
 
     assert judged == {"unmerged": False} | {
         f"{seed} {arm}": arm in ("merged", "fine-tuned")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from families import build, images
 from lightning.pytorch.plugins import Precision
-from runs import TINY
+from runs import BENCHMARK
 
 from mame_lab import speed
 from mame_lab.benchmarks import throughput
@@ -27,7 +27,7 @@ def read(folder, name):
 
 
 def test_throughput_times_arms_in_turns(entry_point, tmp_path, capsys):
-    entry_point("eval", tmp_path, *TINY, "benchmark=throughput", "benchmark.r=8", "benchmark.batch_sizes=[1,3]",
+    entry_point("eval", tmp_path, *BENCHMARK, "benchmark=throughput", "benchmark.r=8", "benchmark.batch_sizes=[1,3]",
                 "benchmark.rounds=3", "benchmark.methods=[ward,tome]")  # fmt: skip
     rows = read(tmp_path, "throughput.csv")
     assert [(row["batch"], row["arm"]) for row in rows] == [
@@ -75,7 +75,7 @@ def test_throughput_compares_like_with_like(monkeypatch):
 
 
 def test_throughput_of_a_threshold_padded_and_packed(entry_point, tmp_path):
-    entry_point("eval", tmp_path, *TINY, "benchmark=throughput", "benchmark.tau=0.5", "benchmark.batch_sizes=[4]",
+    entry_point("eval", tmp_path, *BENCHMARK, "benchmark=throughput", "benchmark.tau=0.5", "benchmark.batch_sizes=[4]",
                 "benchmark.rounds=3", "benchmark.methods=[ward]")  # fmt: skip
     rows = {row["arm"]: row for row in read(tmp_path, "throughput.csv")}
     assert list(rows) == ["unmerged", "ward(tau=0.5)", "ward(tau=0.5, batch=packed)"]

@@ -120,11 +120,10 @@ def test_unfused_attention_is_refused(family, method):
         assert mame_lab.apply(model, other)(images()).isfinite().all()
 
 
-@torch.no_grad()
-def test_a_budget_is_not_packed():
-    model, x = build("vit"), images()
-    expected = mame_lab.apply(model, r=5)(x)
-    assert torch.equal(mame_lab.apply(model, r=5, batch="packed")(x), expected)
+@pytest.mark.parametrize("method", [Ward, MaMe])
+def test_a_budget_is_not_packed(method):
+    with pytest.raises(mame_lab.MameLabError, match=r"^mame.batch=packed is for adaptive merging"):
+        method(r=5, batch="packed")
 
 
 class Keys(MaMe):

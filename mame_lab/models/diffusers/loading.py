@@ -29,7 +29,7 @@ def load(settings: ModelSettings) -> Any:
         MameLabError: it cannot be fetched or read, or its random form is not described.
         UnsupportedModelError: its U-Net cannot be merged.
     """
-    for key in ("num_classes", "img_size", "tokenizer"):
+    for key in ("num_classes", "img_size"):
         if getattr(settings, key) is not None:
             raise MameLabError(f"model.{key}={getattr(settings, key)} is not for a pipeline: leave it out")
     if settings.weights is not None:
