@@ -1,7 +1,7 @@
 """Runs merged models and their unmerged twin over the same images and counts what their outputs say.
 
-B batch, C features, K classes; N labelled and M test images. V views of each sample, whose probabilities are averaged;
-V is 1 but for videos.
+B batch, C features, K classes; N labelled and M test images, hits_M2 in the top 1 and in the top 5. V views of each
+sample, whose probabilities are averaged; V is 1 but for videos.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torchmetrics.utilities import dim_zero_cat
 
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
-from mame_lab.fidelity import Distance, Fidelity, knn_accuracy
+from mame_lab.fidelity import Distance, Fidelity, knn_hits
+from mame_lab.paired import Change, PairedHits
 from mame_lab.results import Proportion
 
 NEIGHBOURS = 20
 
-Accuracy = dict[str, Proportion]  # "top1" and "top5"
+RANKS = ("top1", "top5")
+
 Classifier = Callable[[nn.Module], nn.Module]
 
 
@@ -56,29 +58,22 @@ class Comparison(LightningModule):
             classes = (logits[name], logits["unmerged"]) if self.has_classifier else (None, None)
             fidelity.update(*classes, features[name], features["unmerged"])
 
-    def accuracy(self) -> dict[str, Accuracy]:
-        """Of each model, by its classifier."""
-        return {name: _accuracy(*hits_M2.sum(0).tolist(), len(hits_M2)) for name, hits_M2 in self._computed()}
-
     def hits(self) -> dict[str, Tensor]:
-        """Of each model whether the class that it holds most likely is right, sample by sample (M,)."""
-        return {name: hits_M2[:, 0].bool() for name, hits_M2 in self._computed()}
+        """hits_M2 of each model by its classifier, see `Hits`."""
+        return {name: judge.compute() for name, judge in self.judges.items()}
 
-    def _computed(self) -> Iterator[tuple[str, Tensor]]:
-        return ((name, judge.compute()) for name, judge in self.judges.items())
-
-    def knn_accuracy(self, bank: Comparison, num_classes: int) -> dict[str, Accuracy]:
-        """Of each model, by 20-NN among the features that it gave the images of `bank` (by all, if they are fewer)."""
-        accuracy = {}
+    def knn_hits(self, bank: Comparison, num_classes: int) -> dict[str, Tensor]:
+        """The same by 20-NN among the features that it gave the images of `bank` (by all, if they are fewer)."""
+        hits = {}
         for name, features in self.judges.items():
             bank_NC, bank_labels_N = bank.judges[name].compute()
             k = min(NEIGHBOURS, len(bank_NC))
-            accuracy[name] = _accuracy(*knn_accuracy(bank_NC, bank_labels_N, *features.compute(), num_classes, k=k))
-        return accuracy
+            hits[name] = knn_hits(bank_NC, bank_labels_N, *features.compute(), num_classes, k=k)
+        return hits
 
 
 class Hits(Metric):
-    """Of each sample whether the label is the most likely class, and whether one of the five most likely (M, 2)."""
+    """hits_M2: of each sample whether the label is the most likely class, and whether one of the five most likely."""
 
     full_state_update = False
     hits_B2: list[Tensor]
@@ -89,7 +84,7 @@ class Hits(Metric):
 
     def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
         hits = logits_BK.topk(min(5, logits_BK.shape[1])).indices == labels_B[:, None]
-        self.hits_B2.append(torch.stack([hits[:, 0], hits.any(1)], 1).int())
+        self.hits_B2.append(torch.stack([hits[:, 0], hits.any(1)], 1))
 
     def compute(self) -> Tensor:
         return dim_zero_cat(self.hits_B2)
@@ -117,8 +112,8 @@ class Features(Metric):
 
 def judge(
     models: dict[str, nn.Module], classifier: Classifier, data: ImageData, trainer: Trainer
-) -> tuple[dict[str, Accuracy], dict[str, Distance]]:
-    """Of each model its accuracy on the test images, and of all but the unmerged one how far it is from that.
+) -> tuple[dict[str, Tensor], dict[str, Distance]]:
+    """hits_M2 of each model on the test images (see `Hits`), and of all but the unmerged one how far it is from that.
 
     Args:
         models, classifier: see `Comparison`. Models without a classifier are judged by k-NN among training images.
@@ -128,12 +123,12 @@ def judge(
     if not bank.has_classifier:
         trainer.test(bank, data.bank_dataloader(), verbose=False)
     trainer.test(tested, data.test_dataloader(), verbose=False)
-    accuracy = tested.accuracy() if tested.has_classifier else tested.knn_accuracy(bank, len(data.classes))
-    return accuracy, {name: fidelity.compute() for name, fidelity in tested.fidelity.items()}
+    hits = tested.hits() if tested.has_classifier else tested.knn_hits(bank, len(data.classes))
+    return hits, {name: fidelity.compute() for name, fidelity in tested.fidelity.items()}
 
 
 def hits(models: dict[str, nn.Module], classifier: Classifier, data: ImageData, trainer: Trainer) -> dict[str, Tensor]:
-    """Of each model whether its classifier is right, test image by test image (M,); the arguments of `judge`."""
+    """hits_M2 of each model by its classifier on the test images; the arguments of `judge`."""
     tested = Comparison(models, classifier)
     trainer.test(tested, data.test_dataloader(), verbose=False)
     return tested.hits()
@@ -167,5 +162,12 @@ def _over_views(logits_VBK: list[Tensor]) -> Tensor:
     return torch.stack(logits_VBK).float().log_softmax(-1).logsumexp(0)
 
 
-def _accuracy(top1: int, top5: int, total: int) -> Accuracy:
-    return {"top1": Proportion(top1, total), "top5": Proportion(top5, total)}
+def accuracy(hits_M2: Tensor) -> dict[str, Proportion]:
+    """The shares "top1" and "top5" of the samples."""
+    return {name: Proportion(int(hit_M.sum()), len(hit_M)) for name, hit_M in zip(RANKS, hits_M2.T, strict=True)}
+
+
+def changes(merged_M2: Tensor, unmerged_M2: Tensor) -> dict[str, Change]:
+    """By how much these differ between two models on the same samples."""
+    columns = zip(RANKS, merged_M2.T.cpu().numpy(), unmerged_M2.T.cpu().numpy(), strict=True)
+    return {name: PairedHits.count(merged_M, unmerged_M).change for name, merged_M, unmerged_M in columns}

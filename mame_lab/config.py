@@ -33,7 +33,8 @@ class SpeedSettings:
         batch_size: images in a timed batch.
         max_rounds: timed calls of each arm, at most.
         seconds: measuring ends after so long, once three rounds are done.
-        cost_samples: images whose multiply-adds and tokens are counted.
+        cost_samples: images whose multiply-adds are counted where every image keeps as many tokens as it needs; those
+            of the others that are timed follow from their tokens.
     """
 
     batch_size: int = 64

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from mame_lab import speed
 from mame_lab.models import family_of, unmerged_twin
 
-# Images whose operations `adaptive_gflops` counts, and images in a batch in which it follows tokens.
+# Images whose operations `adaptive_gflops` counts unless it is said, and images in a batch in which it follows tokens.
 COUNTED, TRACED = 8, 16
 
 
-def adaptive_gflops(model: nn.Module, images: Tensor) -> float:
+def adaptive_gflops(model: nn.Module, images: Tensor, count: int = COUNTED) -> float:
     """`speed.gflops` of a whole model in which images keep different numbers of tokens, without running each alone.
 
     What a block costs is a polynomial of degree 2 in the tokens that enter it and those that stay, the same in all
     blocks that merge and in all that do not; what comes after the last one is linear in its tokens. They are fitted to
-    the operations of a few images, from the one that keeps fewest tokens to the one that keeps most. (Rounding, where
+    the operations of `count` images, from the one that keeps fewest tokens to the one that keeps most. (Rounding, where
     half of an odd number of tokens are sources, makes it an approximation.)
     """
     family, schedule = family_of(model), vars(model)["schedule"]
@@ -31,7 +31,7 @@ def adaptive_gflops(model: nn.Module, images: Tensor) -> float:
     stay_DN = stay_DN / first
     enter_DN = np.concatenate([np.ones_like(stay_DN[:1]), stay_DN[:-1]])
 
-    ranks_S = np.linspace(0, len(images) - 1, min(COUNTED, len(images))).round().astype(int)
+    ranks_S = np.linspace(0, len(images) - 1, min(count, len(images))).round().astype(int)
     counted_S = stay_DN.sum(0).argsort()[ranks_S]
     counts_S = [speed.gflops(model, images[index : index + 1]) for index in counted_S.tolist()]
     of_block_DS = np.array([[counts[name] for counts in counts_S] for name in family.block_names(model)])

@@ -11,12 +11,12 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mame_lab import speed
-from mame_lab.comparison import check_classes, judge
+from mame_lab import costs, speed
+from mame_lab.comparison import accuracy, changes, check_classes, judge
 from mame_lab.compilation import check_compiles, compile_models
 from mame_lab.config import Config, EvalConfig, SpeedSettings
 from mame_lab.data.datamodule import ImageData
-from mame_lab.models import depends_on_batch, family_of, twin, unmerged_twin
+from mame_lab.models import adapts, depends_on_batch, family_of, twin, unmerged_twin
 from mame_lab.models.zero_shot import ZeroShotHead
 from mame_lab.results import Arm, Conditions, Proportion, Result, gather_conditions, weights_hash
 
@@ -48,7 +48,8 @@ def evaluate(
     if config.compile:
         check_compiles(model, device)
     models = {"merged": twin(model), "unmerged": unmerged_twin(model)}
-    accuracy, fidelity = _judge(models, data, trainer, config)
+    hits, fidelity = _judge(models, data, trainer, config)
+    change = changes(hits["merged"], hits["unmerged"])
     settings = SMOKE if config.trainer.fast_dev_run else config.speed
     images, labels = (tensor.to(device) for tensor in data.sample(settings.batch_size))
     images = trainer.precision_plugin.convert_input(images)
@@ -63,12 +64,11 @@ def evaluate(
         training, train_speedup = _race(steps, len(batch[0]), trainer, settings)
     forwards = {name: _forward(each.eval(), images) for name, each in models.items()}
     inference, speedup = _race(forwards, len(images), trainer, settings)
-    counted = images if depends_on_batch(model) else images[:: -(-len(images) // settings.cost_samples)]
     uncompiled = {name: twin(each) for name, each in models.items()}  # Its operators can be counted one by one.
     arms = {
         name: Arm(
-            **accuracy[name],
-            **_cost(each, counted, depends_on_batch(model)),
+            **accuracy(hits[name]),
+            **_cost(each, images, settings.cost_samples),
             samples_per_s=inference[name].samples_per_s,
             latency_ms_p50=inference[name].latency_ms_p50,
             latency_ms_p95=inference[name].latency_ms_p95,
@@ -80,19 +80,21 @@ def evaluate(
     return Result(
         **arms,
         **fidelity,
+        top1_change=change["top1"],
+        top5_change=change["top5"],
         speedup=speedup,
         train_speedup=train_speedup,
         train_batch=len(batch[0]) if training else None,
         loader_samples_per_s=speed.loader_rate(_loader(data, bool(training)), min(LOADING, settings.seconds)),
-        conditions=_conditions(models["merged"], trainer, config, inference["merged"], counted, data),
+        conditions=_conditions(models["merged"], trainer, config, inference["merged"], images, data),
     )
 
 
 def _conditions(
-    model: nn.Module, trainer: Trainer, config: Config, inference: speed.Timing, counted: Tensor, data: ImageData
+    model: nn.Module, trainer: Trainer, config: Config, inference: speed.Timing, images: Tensor, data: ImageData
 ) -> Conditions:
     return gather_conditions(
-        counted.device,
+        images.device,
         trainer.precision,
         batch=inference.batch,
         rounds=inference.rounds,
@@ -105,19 +107,18 @@ def _conditions(
         merging=str(config.mame),
         attention="scaled_dot_product_attention" if family_of(model).fused_attention(model) else "unfused",
         compiled=config.compile,
-        images_counted=len(counted),
         **data.splits.conditions,
     )
 
 
 def _judge(
     models: Models, data: ImageData, trainer: Trainer, config: Config
-) -> tuple[dict[str, dict[str, Proportion]], dict[str, Any]]:
-    """The accuracy of each model, and how far the merged one is from the other."""
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """hits_M2 of each model, and how far the merged one is from the other."""
     family = family_of(models["merged"])
-    accuracy, distances = judge(models, family.classifier, data, trainer)
+    hits, distances = judge(models, family.classifier, data, trainer)
     distance = distances["merged"]
-    return accuracy, {
+    return hits, {
         "evaluated_by": _judged_by(family.classifier(models["merged"]), config),
         "agreement": None if distance.agreement is None else Proportion(*distance.agreement),
         "kl": distance.kl,
@@ -175,10 +176,14 @@ def _loader(data: ImageData, training: bool) -> DataLoader:
     return data.train_dataloader() if training else data.test_dataloader()
 
 
-def _cost(model: nn.Module, images: Tensor, together: bool) -> dict[str, Any]:
+def _cost(model: nn.Module, images: Tensor, counted: int) -> dict[str, Any]:
+    """Multiply-adds and tokens, mean over the images."""
     with torch.inference_mode():
         tokens = [float(tokens_B.float().mean()) for tokens_B in family_of(model).trace(model, images)]
-    return {"gflops": speed.gflops(model, images, together)[""], "tokens": tokens}
+    if adapts(model) and not depends_on_batch(model):
+        return {"gflops": costs.adaptive_gflops(model, images, counted), "tokens": tokens}
+    alike = images if depends_on_batch(model) else images[:1]
+    return {"gflops": speed.gflops(model, alike, depends_on_batch(model))[""], "tokens": tokens}
 
 
 def _megabytes(count: int | None) -> float | None:

@@ -29,7 +29,8 @@ class Distance(NamedTuple):
 class Fidelity(Metric):
     """Distance of a merged model's outputs from those of the same weights unmerged, over all samples and processes.
 
-    The feature error measures the shift by the spread of the unmerged features: 1 is as far off as their mean is. Equal
+    The feature error measures the shift by the spread of the unmerged features: it is 1 where every feature becomes the
+    mean of all, and about 1.4 (the root of 2) where it becomes that of another sample. Equal
     outputs give an agreement of 1 and exactly 0 for the rest. Computed in float64 wherever the device has it.
     """
 
@@ -80,7 +81,7 @@ def _gathered(state: list[Tensor]) -> Tensor:
     return dim_zero_cat(state).cpu().double()
 
 
-def knn_accuracy(
+def knn_hits(
     bank_NC: Tensor,
     bank_labels_N: Tensor,
     query_MC: Tensor,
@@ -88,8 +89,10 @@ def knn_accuracy(
     num_classes: int,
     k: int = 20,
     temperature: float = 0.07,
-) -> tuple[int, int, int]:
-    """Top-1 hits, top-5 hits and queries of the weighted k-NN classifier of DINO (Caron et al. 2021, arXiv 2104.14294).
+) -> Tensor:
+    """hits_M2: whether each query's class is that of the most votes, and whether it is one of the five with the most.
+
+    By the weighted k-NN classifier of DINO (Caron et al. 2021, arXiv 2104.14294).
 
     A query gets the class with the most votes of its k nearest features in the bank by cosine similarity; a vote weighs
     exp(similarity / temperature). A class without a vote is never a hit, also where fewer than five got one.
@@ -102,7 +105,7 @@ def knn_accuracy(
             f"k-NN with k={k} has only {len(bank_NC)} labelled samples: use more of them, or a smaller k"
         )
     bank_CN = F.normalize(bank_NC.float()).T
-    top1 = top5 = 0
+    hits = []
     for chunk_MC, labels_M in zip(query_MC.split(QUERY_CHUNK), query_labels_M.split(QUERY_CHUNK), strict=True):
         similarity_Mk, neighbour_Mk = (F.normalize(chunk_MC.float()) @ bank_CN).topk(k)
         # The nearest weighs 1: the same ranks, and no overflow at low temperatures.
@@ -111,6 +114,5 @@ def knn_accuracy(
         votes_MK.scatter_add_(1, bank_labels_N[neighbour_Mk], weight_Mk)
         vote_M5, class_M5 = votes_MK.topk(min(5, num_classes))
         hit_M5 = (class_M5 == labels_M[:, None]) & (vote_M5 > 0)
-        top1 += int(hit_M5[:, 0].sum())
-        top5 += int(hit_M5.sum())
-    return top1, top5, len(query_MC)
+        hits.append(torch.stack([hit_M5[:, 0], hit_M5.any(1)], 1))
+    return torch.cat(hits)

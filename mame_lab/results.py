@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mame_lab.errors import MameLabError
+from mame_lab.paired import Change
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +29,10 @@ Z_95 = 1.959963984540054  # 95 % of a normal distribution lie within so many sta
 DISTRIBUTIONS = {"open_clip": "open_clip_torch"}
 
 LEGEND = (
-    "[low, high]: 95 % interval. Agreement: same top-1 class as unmerged. KL: divergence of merged from unmerged class "
-    "probabilities. Feature error: how far merging moves a feature, over how far features lie from their mean. GFLOPs: "
-    "1e9 multiply-adds; FLOP-ideal realised: speed-up over the ratio of GFLOPs. p50, p95: median and tail, of a batch."
+    "[low, high]: 95 % interval, of a change by what differs on the same samples. Agreement: same top-1 class as "
+    "unmerged. KL: divergence of merged from unmerged class probabilities. Feature error: how far merging moves a "
+    "feature, over how far features lie from their mean. GFLOPs: 1e9 multiply-adds of the images that are timed; "
+    "FLOP-ideal realised: speed-up over the ratio of GFLOPs. p50, p95: median and tail, of a batch."
 )
 
 
@@ -115,6 +117,8 @@ class Result:
     feature_error: float | None  # mean shift by merging over the mean distance of unmerged features from their mean
     speedup: float | None  # median over rounds of unmerged over merged time
     conditions: Conditions
+    top1_change: Change | None = None  # of merged against unmerged, on the same samples
+    top5_change: Change | None = None
     agreement: Proportion | None = None  # samples with the same top-1 class
     kl: float | None = None  # KL(unmerged || merged), nats
     train_speedup: float | None = None
@@ -139,6 +143,8 @@ class Result:
     def metrics(self) -> dict[str, float]:
         """Flat scalars for loggers, named group/quantity. What was not measured, or is not finite, is left out."""
         scalars: dict[str, Proportion | float | None] = {
+            "test/top1_change": self.top1_change and self.top1_change.value,
+            "test/top1_p": self.top1_change and self.top1_change.p,
             "test/agreement": self.agreement,
             "test/kl": self.kl,
             "test/feature_error": self.feature_error,
@@ -176,9 +182,9 @@ class Result:
         try:
             fields = json.loads(text)
             for name in ("merged", "unmerged"):
-                fields[name] = Arm(**_with_proportions(fields[name]))
+                fields[name] = Arm(**_with_parts(fields[name]))
             fields["conditions"] = Conditions(**fields["conditions"])
-            return cls(**_with_proportions(fields))
+            return cls(**_with_parts(fields))
         except (ValueError, TypeError, KeyError) as error:
             raise MameLabError(f"{path} is no result of this version ({error}): evaluate again") from error
 
@@ -230,7 +236,8 @@ def _accuracy(result: Result) -> Iterator[tuple[str, ...]]:
     for name, of in (("top-1", "top1"), ("top-5", "top5")):
         merged, unmerged = getattr(result.merged, of), getattr(result.unmerged, of)
         if merged and unmerged:
-            yield name, str(merged), str(unmerged), f"{100 * (merged.value - unmerged.value):+.1f} points"
+            change = getattr(result, f"{of}_change")
+            yield name, *(f"{100 * arm.value:.1f} %" for arm in (merged, unmerged)), str(change or "")
 
 
 def _fidelity(result: Result) -> Iterator[tuple[str, ...]]:
@@ -298,8 +305,12 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _with_proportions(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: Proportion(**x) if isinstance(x, dict) and "hits" in x else x for name, x in fields.items()}
+def _with_parts(fields: dict[str, Any]) -> dict[str, Any]:
+    made = {"hits": Proportion, "low": Change}
+    return {
+        name: next((cls(**x) for key, cls in made.items() if isinstance(x, dict) and key in x), x)
+        for name, x in fields.items()
+    }
 
 
 def gather_conditions(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mame_lab.comparison import Comparison
+from mame_lab.comparison import Comparison, accuracy
 from mame_lab.results import Proportion
 
 BATCH, VIEWS, FEATURES, CLASSES = 5, 3, 4, 6
@@ -50,8 +50,8 @@ def test_the_probabilities_of_the_views_are_averaged(batch):
     }
     for name, mean_BK in probabilities.items():
         hit_B = mean_BK.argmax(1) == labels_B
-        assert torch.equal(comparison.hits()[name], hit_B)
-        assert comparison.accuracy()[name]["top1"] == Proportion(int(hit_B.sum()), BATCH)
+        assert torch.equal(comparison.hits()[name][:, 0], hit_B)
+        assert accuracy(comparison.hits()[name])["top1"] == Proportion(int(hit_B.sum()), BATCH)
     merged_BK, unmerged_BK = probabilities["merged"], probabilities["unmerged"]
     found = comparison.fidelity["merged"].compute()
     assert found.agreement == (int((merged_BK.argmax(1) == unmerged_BK.argmax(1)).sum()), BATCH)
@@ -81,7 +81,7 @@ def test_a_single_view_is_left_as_it_is(batch):
     comparison = compared(x_BVTC[:, 0], labels_B)
     assert comparison.models["merged"].given == [BATCH]
     logits_BK = comparison.models["merged"](x_BVTC[:, 0])
-    assert torch.equal(comparison.hits()["merged"], logits_BK.argmax(1) == labels_B)
+    assert torch.equal(comparison.hits()["merged"][:, 0], logits_BK.argmax(1) == labels_B)
 
 
 @torch.no_grad()

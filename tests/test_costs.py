@@ -2,10 +2,12 @@
 
 import pytest
 from families import build, inputs
+from runs import TINY
 
 from mame_lab import costs, speed
 from mame_lab.merging import MaMe, Ward
 from mame_lab.models import apply
+from mame_lab.results import Result
 
 
 @pytest.mark.parametrize(
@@ -20,3 +22,23 @@ def test_the_costs_of_many_images_follow_from_their_tokens(family, method, monke
     monkeypatch.setattr(speed, "gflops", lambda model, x: seen.append(len(x)) or alone(model, x))
     assert costs.adaptive_gflops(model, x) == pytest.approx(counted, rel=2e-4)
     assert seen == [1] * costs.COUNTED
+
+
+def test_the_costs_of_an_evaluation_are_those_of_the_images_that_are_timed(entry_point, tmp_path, monkeypatch):
+    given = []
+
+    def adaptive_gflops(model, images, count):
+        given.append((len(images), count))
+        return speed.gflops(model, images)[""]
+
+    monkeypatch.setattr(costs, "adaptive_gflops", adaptive_gflops)
+    settings = ["mame.tau=0.9", "speed.batch_size=24", "speed.cost_samples=3"]
+    entry_point("eval", tmp_path, *TINY, *settings)
+    assert given == [(24, 3)]
+    result = Result.load(tmp_path / "result.json")
+    assert result.merged.gflops < result.unmerged.gflops
+
+
+def test_few_images_counted_say_what_many_cost():
+    model, x = apply(build("vit").float(), Ward(tau=0.8)), inputs("vit", 24).float()
+    assert costs.adaptive_gflops(model, x, 6) == pytest.approx(speed.gflops(model, x)[""], rel=1e-3)

@@ -46,6 +46,9 @@ def test_train_then_evaluate_the_checkpoint_at_another_budget(entry_point, tmp_p
     assert [round(t) for t in trained.merged.tokens] == [90, 80, 80]
     assert trained.merged.train_samples_per_s > 0
     assert trained.merged.top1.total == 32
+    assert trained.top1_change.value == pytest.approx(trained.merged.top1.value - trained.unmerged.top1.value)
+    assert trained.top1_change.low <= trained.top1_change.value <= trained.top1_change.high
+    assert 0 < json.loads((tmp_path / "run/result.json").read_text())["top1_change"]["p"] <= 1
     assert (tmp_path / "run/metrics.csv").read_text().count("\n") >= 2
     best = tmp_path / "run/checkpoints/best.ckpt"
     assert best.exists()

@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from mame_lab.errors import MameLabError
+from mame_lab.paired import Change
 from mame_lab.results import Arm, Conditions, Proportion, Result, gather_conditions, weights_hash
 
 CONDITIONS = Conditions(
@@ -51,6 +52,8 @@ RESULT = Result(
     conditions=CONDITIONS,
     agreement=Proportion(358, 360),
     kl=0.0031,
+    top1_change=Change(-1 / 360, -0.011, 0.006, 0.7),
+    top5_change=Change(0.0, 0.0, 0.0, 1.0),
     train_speedup=1.33,
     train_batch=16,
 )
@@ -185,8 +188,8 @@ def test_table_shows_both_sides_the_gain_and_the_conditions(width):
     text = printed(RESULT, width)
     lines = {line.split("  ")[0].strip(): " ".join(line.split()) for line in text.splitlines()}
     assert max(map(len, text.splitlines())) <= width
-    assert lines["top-1"] == "top-1 97.8 % [95.7, 98.9] 98.1 % [96.0, 99.1] -0.3 points"
-    assert lines["top-5"] == "top-5 100.0 % [98.9, 100.0] 100.0 % [98.9, 100.0] +0.0 points"
+    assert lines["top-1"] == "top-1 97.8 % 98.1 % -0.3 points [-1.1, +0.6]"
+    assert lines["top-5"] == "top-5 100.0 % 100.0 % +0.0 points [+0.0, +0.0]"
     assert lines["agreement"] == "agreement 99.4 % [98.0, 99.8]"
     assert lines["GFLOPs a sample"] == "GFLOPs a sample 2.00 4.00 0.50x"
     assert lines["tokens after blocks"] == "tokens after blocks 100 78 61 100 in all"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import astuple, fields
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -18,11 +19,12 @@ from torch import nn
 
 from mame_lab import speed
 from mame_lab.benchmarks.settings import Budgets
-from mame_lab.comparison import check_classes, judge
+from mame_lab.comparison import accuracy, changes, check_classes, judge
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
 from mame_lab.merging import Method
 from mame_lab.models import apply, family_of, twin
+from mame_lab.paired import Change
 from mame_lab.results import Conditions, Proportion, gather_conditions, number, weights_hash
 from mame_lab.targets import gflops
 
@@ -35,6 +37,7 @@ class Point(NamedTuple):
     Attributes:
         arm: the budget, or unmerged.
         top1: of the test images.
+        change: of it against the unmerged model, on the same images; None for that.
         agreement: images whose top-1 class is that of the unmerged model; None for it, and without a classifier.
         cost: share of the unmerged model's multiply-adds.
         tokens: after the last block.
@@ -44,6 +47,7 @@ class Point(NamedTuple):
 
     arm: str
     top1: Proportion
+    change: Change | None
     agreement: Proportion | None
     cost: float
     tokens: int
@@ -75,10 +79,12 @@ def run(settings: Budgets, model: nn.Module, method: Method, data: ImageData, tr
     )
     with (folder / "budgets.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["arm", "top1", "top1_low", "top1_high", *Point._fields[2:]])
+        changed = [f"change_{entry.name}" for entry in fields(Change)]
+        writer.writerow(["arm", "top1", "top1_low", "top1_high", *changed, *Point._fields[3:]])
         for point in found:
             agreement = None if point.agreement is None else point.agreement.value
-            writer.writerow([point.arm, point.top1.value, *point.top1.interval, agreement, *point[3:]])
+            change = [None] * len(changed) if point.change is None else astuple(point.change)
+            writer.writerow([point.arm, point.top1.value, *point.top1.interval, *change, agreement, *point[4:]])
     figure(found).savefig(folder / "budgets.png", dpi=150)
     print(table(found, conditions))
 
@@ -87,7 +93,7 @@ def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, train
     """The unmerged model, then each budget."""
     family, device = family_of(arms[UNMERGED]), trainer.strategy.root_device
     keys = {arm: arm if arm == UNMERGED else str(index) for index, arm in enumerate(arms)}  # A fraction has a dot.
-    accuracy, distances = judge({keys[arm]: each for arm, each in arms.items()}, family.classifier, data, trainer)
+    hits, distances = judge({keys[arm]: each for arm, each in arms.items()}, family.classifier, data, trainer)
     images = trainer.precision_plugin.convert_input(data.sample(settings.batch_size)[0].to(device))
     calls = {arm: partial(each.to(device).eval(), images) for arm, each in arms.items()}
     limits = {"max_rounds": settings.rounds, "min_rounds": settings.rounds}
@@ -99,7 +105,8 @@ def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, train
     return [
         Point(
             arm,
-            accuracy[key]["top1"],
+            accuracy(hits[key])["top1"],
+            None if arm == UNMERGED else changes(hits[key], hits[UNMERGED])["top1"],
             Proportion(*agrees) if (agrees := agreement.get(key)) else None,
             costs[arm] / costs[UNMERGED],
             tokens[arm],
@@ -125,31 +132,34 @@ def table(found: list[Point], conditions: Conditions) -> Table:
     """A row for each budget."""
     rows = Table(
         title="One checkpoint at every budget",
-        caption=Text(f"[low, high]: 95 % interval. Agreement: same top-1 class as unmerged.\n\n{conditions}"),
+        caption=Text(
+            f"[low, high]: paired 95 % interval of the change. Agreement: same top-1 class as unmerged.\n\n{conditions}"
+        ),
         caption_justify="left",
         box=box.HORIZONTALS,
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for header in ("", "top-1", "agreement", "cost", "tokens", "samples/s", "speed-up"):
+    for header in ("", "top-1", "change", "agreement", "cost", "tokens", "samples/s", "speed-up"):
         rows.add_column(header, no_wrap=True)
     for point in found:
         agreement = "" if point.agreement is None else f"{100 * point.agreement.value:.1f} %"
         measured = f"{point.cost:.3f}", str(point.tokens), number(point.samples_per_s), f"{point.speedup:.2f}x"
-        rows.add_row(point.arm, str(point.top1), agreement, *measured)
+        change = "" if point.change is None else str(point.change)
+        rows.add_row(point.arm, f"{100 * point.top1.value:.1f} %", change, agreement, *measured)
     return rows
 
 
 def figure(found: list[Point]) -> Figure:
-    """Accuracy against speed-up with 95 % intervals; the line and the band are the unmerged model's."""
+    """Accuracy against speed-up with the 95 % intervals of its change from the unmerged model's, the line."""
     plot = Figure(figsize=(7, 5), layout="constrained")
     axes = plot.subplots()
     unmerged, *merged = found
     axes.axhline(100 * unmerged.top1.value, color="black", linewidth=1, label=UNMERGED)
-    axes.axhspan(*(100 * end for end in unmerged.top1.interval), color="black", alpha=0.08, linewidth=0)
     speedups, top1 = [point.speedup for point in merged], [100 * point.top1.value for point in merged]
-    ends = [[100 * abs(p.top1.interval[side] - p.top1.value) for p in merged] for side in (0, 1)]
+    changed = [point.change for point in merged if point.change]
+    ends = [[100 * (c.value - c.low) for c in changed], [100 * (c.high - c.value) for c in changed]]
     axes.errorbar(speedups, top1, ends, marker="o", capsize=3, label="merged")
     for point, x, y in zip(merged, speedups, top1, strict=True):
         axes.annotate(point.arm, (x, y), (6, 6), textcoords="offset points")

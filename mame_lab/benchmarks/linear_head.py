@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from mame_lab.benchmarks.paired import PairedHits
+from mame_lab.paired import PairedHits
 
 PENALTIES = np.logspace(-2, 5, 8)
 

@@ -14,10 +14,10 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from mame_lab.benchmarks.linear_head import LinearHead
-from mame_lab.benchmarks.paired import PairedHits
 from mame_lab.fidelity import Fidelity, wide
 from mame_lab.merging import Method
 from mame_lab.models import apply, family_of, twin
+from mame_lab.paired import PairedHits
 from mame_lab.targets import gflops
 
 

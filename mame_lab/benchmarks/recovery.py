@@ -21,7 +21,6 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from mame_lab import checkpoint
-from mame_lab.benchmarks.paired import MeanChange
 from mame_lab.benchmarks.settings import Recovery
 from mame_lab.checkpoint import Checkpoint
 from mame_lab.comparison import check_classes, hits
@@ -29,6 +28,7 @@ from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
 from mame_lab.merging import METHODS, Method
 from mame_lab.models import apply, family_of, twin
+from mame_lab.paired import MeanChange
 from mame_lab.targets import gflops
 
 UNMERGED, MERGED, TUNED, TUNED_UNMERGED = ARMS = "unmerged", "merged", "fine-tuned", "fine-tuned, unmerged"
@@ -136,7 +136,7 @@ def _judge(
     classifier = family_of(start).classifier
     for model in models.values():
         check_classes(classifier(model), data.classes)
-    found = hits(models, classifier, data, trainer)
+    found = {name: hits_M2[:, 0] for name, hits_M2 in hits(models, classifier, data, trainer).items()}
     for i, method in enumerate(methods):
         yield method, {arm: found.get(f"{i} {arm}", found[UNMERGED]) for arm in ARMS}
 

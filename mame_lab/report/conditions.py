@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mame_lab.results import Result
 
-VARIES = {"weights", "date", "rounds", "more", "versions", "merging", "images_counted"}  # from run to run, as it should
+VARIES = {"weights", "date", "rounds", "more", "versions", "merging"}  # from run to run, as it should
 
 
 def conditions(result: Result) -> dict[str, str]:

@@ -6,16 +6,15 @@ from mame_lab.report.pareto import Model
 from mame_lab.results import number
 
 ABSENT = "-"
-COLUMNS = ("top-1 [95 %]", "change", "speed-up", "samples/s", "GFLOPs", "tokens at the end")
+COLUMNS = ("top-1 [95 %]", "change [95 %]", "speed-up", "samples/s", "GFLOPs", "tokens at the end")
 
 
 def numbers(model: Model) -> dict[str, str]:
     """One text for each of COLUMNS."""
-    top1, unmerged_top1, speedup = model.arm.top1, model.result.unmerged.top1, model.result.speedup
-    change = 100 * (top1.value - unmerged_top1.value) if model.merged and top1 and unmerged_top1 else None
+    top1, change, speedup = model.arm.top1, model.result.top1_change, model.result.speedup
     texts = (
         str(top1) if top1 else ABSENT,
-        ABSENT if change is None else f"{round(change, 1) + 0:+.1f} points",
+        str(change) if model.merged and change else ABSENT,
         f"{speedup:.2f}x" if model.merged and speedup is not None else ABSENT,
         number(model.arm.samples_per_s, ","),
         number(model.arm.gflops, ","),

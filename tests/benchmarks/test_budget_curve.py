@@ -15,6 +15,7 @@ from mame_lab.benchmarks.budgets import Point, figure
 from mame_lab.benchmarks.settings import Budgets
 from mame_lab.fidelity import Distance
 from mame_lab.merging import ToMe, Ward
+from mame_lab.paired import PairedHits
 from mame_lab.results import Proportion, Result
 
 CURVE = [
@@ -78,7 +79,8 @@ def test_speed_is_measured_in_turns(monkeypatch, trainer):
     def judge(models, *_):
         merged = [name for name in models if name != "unmerged" and "." not in name]
         distances = {name: Distance((hits, 4), 0.1, 0.1) for name, hits in zip(merged, (3, 1), strict=True)}
-        return {key: {"top1": Proportion(1, 2)} for key in models}, distances
+        hits = {key: torch.tensor([[True, True], [key == "unmerged", True]]) for key in models}
+        return hits, distances
 
     monkeypatch.setattr(speed, "time_interleaved", time_interleaved)
     monkeypatch.setattr(budgets, "judge", judge)
@@ -89,18 +91,21 @@ def test_speed_is_measured_in_turns(monkeypatch, trainer):
     assert [(p.arm, p.tokens, p.samples_per_s, p.speedup) for p in found] == [
         ("unmerged", 65, 0.75, 1.0), ("r=2", 63, 1.5, 2.0), ("r=0.25", 49, 3.0, 4.0)
     ]  # fmt: skip
+    assert [p.top1 for p in found] == [Proportion(2, 2), Proportion(1, 2), Proportion(1, 2)]
+    assert [p.change for p in found] == [None] + [PairedHits(both=1, gained=0, lost=1, total=2).change] * 2
     assert [p.agreement for p in found] == [None, Proportion(3, 4), Proportion(1, 4)]
     assert found[0].cost == 1 > found[1].cost > found[2].cost
 
 
 def test_the_picture_shows_the_intervals():
-    unmerged = Point("unmerged", Proportion(90, 100), None, 1.0, 65, 10.0, 1.0)
-    merged = Point("r=8", Proportion(80, 100), Proportion(85, 100), 0.5, 33, 20.0, 2.0)
+    unmerged = Point("unmerged", Proportion(90, 100), None, None, 1.0, 65, 10.0, 1.0)
+    change = PairedHits(both=78, gained=2, lost=12, total=100).change
+    merged = Point("r=8", Proportion(80, 100), change, Proportion(85, 100), 0.5, 33, 20.0, 2.0)
     (axes,) = figure([unmerged, merged]).axes
     (bars,) = axes.containers
     (low, high) = bars.lines[2][0].get_segments()[0]
     assert (low[0], bars.lines[0].get_ydata().tolist()) == (2.0, [80.0])
-    assert (low[1] / 100, high[1] / 100) == pytest.approx(merged.top1.interval)
+    assert (low[1] / 100, high[1] / 100) == pytest.approx((0.9 + change.low, 0.9 + change.high))
     assert axes.lines[0].get_ydata() == [90.0, 90.0]
 
 

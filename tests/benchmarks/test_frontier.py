@@ -14,11 +14,11 @@ from mame_lab.benchmarks.arms import ARMS, REFERENCE, method_of
 from mame_lab.benchmarks.frontier import Point
 from mame_lab.benchmarks.frontier_charts import MEASURES, figure, table
 from mame_lab.benchmarks.losses import Loss, Losses
-from mame_lab.benchmarks.paired import PairedHits
 from mame_lab.benchmarks.settings import Frontier
 from mame_lab.errors import MameLabError
 from mame_lab.merging import MaMe, ToMe, Ward
 from mame_lab.models import apply, twin
+from mame_lab.paired import PairedHits
 
 TRAINER = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), precision_plugin=Precision())
 

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binom
 
 from mame_lab.benchmarks.linear_head import LinearHead
-from mame_lab.benchmarks.paired import PairedHits
+from mame_lab.paired import PairedHits
 
 
 def features(count, seed):

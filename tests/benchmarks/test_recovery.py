@@ -10,10 +10,10 @@ from runs import BENCHMARK, TINY
 
 from mame_lab import MameLabError, checkpoint, comparison
 from mame_lab.benchmarks import recovery
-from mame_lab.benchmarks.paired import MeanChange
 from mame_lab.benchmarks.recovery import by_start
 from mame_lab.models import load, merges
 from mame_lab.models.settings import ModelSettings
+from mame_lab.paired import MeanChange
 from mame_lab.results import Result
 
 SEEDS = (0, 1)

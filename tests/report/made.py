@@ -5,6 +5,7 @@ from pathlib import Path
 
 import yaml
 
+from mame_lab.paired import Change
 from mame_lab.results import Arm, Conditions, Proportion, Result
 
 CONDITIONS = Conditions(
@@ -47,6 +48,9 @@ def make_result(
         evaluated_by="classifier",
         feature_error=None,
         speedup=speed / 1000,
+        top1_change=None
+        if hits is None
+        else Change((hits - 810) / 1000, (hits - 830) / 1000, (hits - 790) / 1000, 0.3),
         conditions=replace(CONDITIONS, more=more, **changed),
     )
 

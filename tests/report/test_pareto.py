@@ -62,7 +62,7 @@ def test_numbers_are_those_of_the_result():
     merged, unmerged = models(runs(make_result(772, 12345.6, 0.00173)))
     assert list(numbers(merged).values()) == [
         "77.2 % [74.5, 79.7]",
-        "-3.8 points",
+        "-3.8 points [-5.8, -1.8]",
         "12.35x",
         "12,346",
         "0.00173",

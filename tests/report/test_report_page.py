@@ -52,7 +52,7 @@ def test_the_table_holds_every_run(page):
     header, *rows = page.rows
     assert header[:3] == ["run", "model", "mame.r"]
     assert [row[0] for row in rows] == ["0", "1", "2", "10", "11", "12"]
-    assert rows[0][1:5] == ["s", "4", "80.0 % [77.4, 82.4]", "-1.0 points"]
+    assert rows[0][1:5] == ["s", "4", "80.0 % [77.4, 82.4]", "-1.0 points [-3.0, +1.0]"]
     assert rows[0][5:9] == ["1.50x", "1,500", "3.00", "61 of 100"]
     assert [row[9].split() for row in rows[:4]] == [*[["speed", "GFLOPs"]] * 3, []]
     assert [row[-1] for row in rows] == [*["finished"] * 4, "failed", "unfinished"]

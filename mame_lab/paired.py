@@ -6,10 +6,35 @@ M samples, S seeds.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+
+from mame_lab.errors import MameLabError
+
+
+@dataclass(frozen=True)
+class Change:
+    """By how much a share of the same samples differs, merged minus unmerged.
+
+    Attributes:
+        value: the difference.
+        low, high: its 95 % interval, see `PairedHits.interval`.
+        p: McNemar's, see `PairedHits`.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+    def __post_init__(self) -> None:
+        if not (-1 <= self.low <= self.value <= self.high <= 1 and 0 <= self.p <= 1):
+            raise MameLabError(f"{self.value} in [{self.low}, {self.high}], p {self.p}, is no change: evaluate again")
+
+    def __str__(self) -> str:
+        value, low, high = (f"{round(100 * number, 1) + 0:+.1f}" for number in (self.value, self.low, self.high))
+        return f"{value} points [{low}, {high}]"
 
 
 @dataclass(frozen=True)
@@ -59,7 +84,7 @@ class PairedHits:
     @property
     def p(self) -> float:
         """Two-sided, exact."""
-        return float(binomtest(self.gained, self._differing).pvalue) if self._differing else 1.0
+        return float(self._test().pvalue) if self._differing else 1.0
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -69,13 +94,22 @@ class PairedHits:
         """
         if not self._differing:
             return 0.0, 0.0
-        share = binomtest(self.gained, self._differing).proportion_ci()
+        share = self._test().proportion_ci()
         low, high = ((2 * end - 1) * self._differing / self.total for end in (share.low, share.high))
         return low, high
 
     @property
+    def change(self) -> Change:
+        return Change(self.difference, *self.interval, self.p)
+
+    @property
     def _differing(self) -> int:
         return self.gained + self.lost
+
+    def _test(self) -> Any:
+        from scipy.stats import binomtest
+
+        return binomtest(self.gained, self._differing)
 
 
 class MeanChange(NamedTuple):
@@ -94,6 +128,8 @@ class MeanChange(NamedTuple):
     @classmethod
     def between(cls, hits_SM: np.ndarray, beside_SM: np.ndarray) -> MeanChange:
         """From whether each model hits each sample."""
+        from scipy.stats import bootstrap
+
         change_M = hits_SM.mean(0) - beside_SM.mean(0)
         found = bootstrap((change_M,), np.mean, method="percentile", rng=0, batch=1000).confidence_interval
         return cls(float(change_M.mean()), float(found.low), float(found.high))
