@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -275,7 +276,7 @@ def test_what_is_not_known_is_refused():
         mame_lab.apply(unet, r=0.5)
     unet = unet_of()
     attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
-    attention.forward = attention.forward
+    attention.forward = partial(attention.forward)
     with pytest.raises(UnsupportedModelError, match="was replaced: undo that patch"):
         mame_lab.apply(unet, r=0.5)
     assert not merges(unet)
