@@ -135,6 +135,23 @@ def test_by_default_the_finer_two_thirds_of_the_resolutions_merge():
     assert family_of(unet).tokens(unet, inputs()["sample"]) == [48, 24, 6]
 
 
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [
+        ({"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "mid_block_type": None}, [48]),
+        ({"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}, [12]),
+        ({"down_block_types": ("CrossAttnDownBlock2D",) * 2, "only_cross_attention": (True, False)}, [12]),
+    ],
+)
+def test_a_unet_with_self_attention_at_one_resolution_merges_there(changes, tokens):
+    ups = tuple(name.replace("Down", "Up") for name in reversed(changes["down_block_types"]))
+    sizes = {"block_out_channels": (16, 32), "attention_head_dim": (2, 4), "up_block_types": ups}
+    unet = UNet2DConditionModel(**SMALL | sizes | changes).double().eval()
+    plain = run(unet)
+    assert not torch.equal(run(mame_lab.apply(unet, r=0.5)), plain)
+    assert family_of(unet).tokens(unet, inputs()["sample"]) == tokens
+
+
 @pytest.mark.parametrize("slices", [1, "auto"])
 @pytest.mark.parametrize("kind", ["sd1", "sd2"])
 def test_attention_slicing_before_or_after(slices, kind):

@@ -67,8 +67,8 @@ def transformers_of(unet: UNet2DConditionModel) -> list[Transformer]:
 
 
 def resolutions(unet: UNet2DConditionModel) -> list[int]:
-    """The halvings at which a U-Net has transformers, the finest resolution first: the blocks of a schedule."""
-    return sorted({transformer.halvings for transformer in transformers_of(unet)})
+    """The halvings at which a U-Net has self-attention, the finest resolution first: the blocks of a schedule."""
+    return sorted({transformer.halvings for transformer in transformers_of(unet) if transformer.attentions})
 
 
 def _transformers(unet: UNet2DConditionModel) -> Iterator[tuple[int, Any]]:
