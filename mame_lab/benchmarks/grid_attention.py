@@ -61,6 +61,7 @@ from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
 from mame_lab.merging.assignment import Match, assign
 from mame_lab.merging.attention import Attention
+from mame_lab.merging.plan import stretch
 from mame_lab.merging.schedule import Schedule
 from mame_lab.models import family_of
 from mame_lab.results import Conditions, gather_conditions, weights_hash
@@ -194,7 +195,7 @@ def error(arm: Arm, layer: Layer, match: Match, removed: int) -> float:
     x_1KC = plan.merge(x_1NC)
     if arm.keep_norm:
         norm_1K1 = plan.merge(x_1NC.norm(dim=-1, keepdim=True))
-        x_1KC = x_1KC * (norm_1K1 / x_1KC.norm(dim=-1, keepdim=True)) ** arm.keep_norm
+        x_1KC = x_1KC * stretch(x_1KC, norm_1K1) ** arm.keep_norm
     mask_111K = plan.bias_B1K()[:, None].to(x_1KC.dtype) if arm.method.prop_attn else None
     moved_1NC = plan.restore(layer.attention(x_1KC, attn_mask=mask_111K)) - y_1NC
     return float(moved_1NC.norm() / (y_1NC - y_1NC.mean(1, keepdim=True)).norm())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.method import Method
+from mame_lab.merging.numbers import is_number, plain
 from mame_lab.merging.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Adaptive(Bipartite):
     default_tau: ClassVar[float | None]
 
     def __post_init__(self) -> None:
+        self.tau = plain(self.tau)
         super().__post_init__()
         if self.r is None and self.tau is None and not self.target:
             self.tau = self.default_tau
@@ -107,10 +109,10 @@ class Adaptive(Bipartite):
                 f"mame.schedule={self.schedule} shares out a budget or a target: set mame.r, mame.flops or mame.speedup"
             )
         taus = self.tau if isinstance(self.tau, list) else [] if self.tau is None else [self.tau]
-        if not all(type(tau) in (int, float) and -1 <= tau <= 1 for tau in taus):
+        if not all(is_number(tau) and -1 <= tau <= 1 for tau in taus):
             raise MameLabError(
-                f"mame.tau={self.tau} is out of range: give a similarity from -1 to 1 (1 is off), or a list of these "
-                f"with one entry for each block"
+                f"mame.tau={self.tau} is out of range or no number: give a similarity from -1 to 1 (1 is off), or a "
+                f"list of these with one entry for each block"
             )
         if isinstance(self.tau, list):
             self._check_list()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mame_lab.errors import MameLabError
+from mame_lab.merging.numbers import is_int, plain
 
 
 @dataclass
@@ -25,5 +26,6 @@ class Grid:
     window: int = 16
 
     def __post_init__(self) -> None:
-        if self.window < 0 or self.window == 1:
-            raise MameLabError(f"mame.grid.window={self.window} is no window: give 2 or more tokens, or 0 for none")
+        self.window = plain(self.window)
+        if not is_int(self.window) or self.window < 0 or self.window == 1:
+            raise MameLabError(f"mame.grid.window={self.window!r} is no window: give 2 or more tokens, or 0 for none")

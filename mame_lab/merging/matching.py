@@ -6,7 +6,7 @@ to 1 or to 0.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import threshold
 
 from mame_lab.merging.tokens import Tokens
 
@@ -116,8 +116,10 @@ def _sorted_by_comparison(score_BN: Tensor) -> Tensor:
 
 
 def unit(y_BNC: Tensor) -> Tensor:
-    """Tokens of norm 1, in float32 at least."""
-    return normalize(_precise(y_BNC), dim=-1)
+    """Tokens of norm 1, in float32 at least; those of no norm, which have no direction and no gradient, are 0."""
+    y_BNC = _precise(y_BNC)
+    norm_BN1 = torch.linalg.vector_norm(y_BNC, dim=-1, keepdim=True)
+    return y_BNC / threshold(norm_BN1, 1e-12, float("inf"))
 
 
 def _precise(x: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.grid import Grid
+from mame_lab.merging.numbers import is_int, is_number, plain
 from mame_lab.merging.schedule import SHAPES, Schedule, make_schedule
 
 if TYPE_CHECKING:
@@ -84,19 +85,21 @@ class Method(ABC):
     restores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        for key in ("r", "flops", "speedup", "blocks", "prop_attn", "clamp"):
+            setattr(self, key, plain(getattr(self, key)))
         if isinstance(self.grid, dict):  # As a file of settings has it.
             self.grid = Grid(**self.grid)
         for amount in self.r if isinstance(self.r, list) else [self.r]:
-            whole, fraction = _is_int(amount) and amount >= 0, isinstance(amount, float) and 0 < amount < 1
+            whole, fraction = is_int(amount) and amount >= 0, isinstance(amount, float) and 0 < amount < 1
             if self.r is not None and not whole and not fraction:
                 raise MameLabError(
-                    f"mame.r={self.r!r} is not valid: give a number of tokens (0 or more), a fraction between 0 and 1, "
-                    f"or a list of these with one entry for each block"
+                    f"mame.r={self.r!r} is not valid: give a whole number of tokens (8, not 8.0; 0 for none), a "
+                    f"fraction between 0 and 1, or a list of these with one entry for each block"
                 )
         indices = self.blocks if isinstance(self.blocks, list) else [self.blocks]
-        if self.blocks is not None and not all(map(_is_int, indices)):
+        if self.blocks is not None and not all(map(is_int, indices)):
             raise MameLabError(f"mame.blocks={self.blocks!r} is not valid: give a number or a list of indices")
-        if _is_int(self.blocks) and self.blocks < 0:
+        if is_int(self.blocks) and self.blocks < 0:
             raise MameLabError(f"mame.blocks={self.blocks} is negative: give the number of blocks that merge")
         self._check_target()
 
@@ -106,10 +109,12 @@ class Method(ABC):
         ]
         if len(given) > 1:
             raise MameLabError(f"{' and '.join(given)} exclude each other: set all but one to null")
-        if self.flops is not None and not 0 < self.flops < 1:
-            raise MameLabError(f"mame.flops={self.flops} is out of range: give a share of the multiply-adds, in (0, 1)")
-        if self.speedup is not None and self.speedup <= 1:
-            raise MameLabError(f"mame.speedup={self.speedup} is out of range: give a factor above 1")
+        if self.flops is not None and not (is_number(self.flops) and 0 < self.flops < 1):
+            raise MameLabError(
+                f"mame.flops={self.flops!r} is out of range or no number: give a share of the multiply-adds, in (0, 1)"
+            )
+        if self.speedup is not None and not (is_number(self.speedup) and self.speedup > 1):
+            raise MameLabError(f"mame.speedup={self.speedup!r} is out of range or no number: give a factor above 1")
         choices = ("geometric", *SHAPES, "adaptive") if self.target else tuple(SHAPES)
         if self.schedule is not None and self.schedule not in choices:
             unless = "" if self.target else " (geometric and adaptive need mame.flops or mame.speedup)"
@@ -150,7 +155,7 @@ class Method(ABC):
         Raises:
             MameLabError: `r` is not a number of tokens or a fraction of them.
         """
-        if not isinstance(r, int | float):
+        if not isinstance(plain(r), int | float):
             raise MameLabError(f"{r} is no budget: give a number of tokens, or a fraction between 0 and 1")
         return replace(self, r=r, flops=None, speedup=None, **changes)
 
@@ -208,7 +213,3 @@ class Method(ABC):
             MameLabError: the method does not merge there (`restores`).
         """
         raise MameLabError(f"mame={self} cannot merge in a U-Net: choose ward, paper or tomesd")
-
-
-def _is_int(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -73,10 +73,10 @@ class HardPlan(NamedTuple):
         moved_BRC = share_BR1 * (take(x_BNC, self.source_BR) - embedding(row_BR, y_MC))
         y_MC.index_add_(0, row_BR.flatten(), moved_BRC.flatten(0, 1))
         if self.largest_norm:
-            norm_BN1 = _norm(x_BNC)
+            norm_BN1 = _norm(x_BNC, _precise(x_BNC))
             norm_BK1 = norm_BN1.gather(1, self.index_BK[..., None])
             norm_BK1 = norm_BK1.scatter_reduce(1, row_BR1, self._of_removed(norm_BN1), "amax")
-            y_BKC = y_BKC * torch.where(total_BK1 > size_BK1, norm_BK1 / _norm(y_BKC), 1)
+            y_BKC = y_BKC * torch.where(total_BK1 > size_BK1, stretch(y_BKC, norm_BK1), 1)
         return y_BKC.to(x_BNC.dtype), total_BK1
 
     def _of_removed(self, y_BN1: Tensor) -> Tensor:
@@ -276,9 +276,17 @@ def _add(x_BKC: Tensor, row_BU: Tensor, y_BUC: Tensor) -> Tensor:
     return x_BKC
 
 
-def _norm(x_BNC: Tensor) -> Tensor:
+def stretch(x_BNC: Tensor, norm_BN1: Tensor) -> Tensor:
+    """What tokens are multiplied with to get the given norms, (B, N, 1).
+
+    Where the parts of a token cancel, its direction is rounding: it is stretched by the root of the precision at most.
+    """
+    least_BN1 = norm_BN1 * torch.finfo(norm_BN1.dtype).eps ** 0.5
+    return norm_BN1 / _norm(x_BNC, norm_BN1.dtype).maximum(least_BN1)
+
+
+def _norm(x_BNC: Tensor, dtype: torch.dtype) -> Tensor:
     """The norm of every token, not quite 0 where it is 0, so that it has a quotient and a gradient."""
-    dtype = _precise(x_BNC)
     norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True, dtype=dtype)
     return norm_BN1.clamp(min=torch.finfo(dtype).tiny)
 

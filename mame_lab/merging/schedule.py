@@ -28,11 +28,11 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "diffrate": _diffrate,
 }
 
-# Which blocks of a model of so many merge unless it is said, by the places where a method is published.
+# Which blocks of a model of so many merge unless it is said, by the places where a method is published: one at least.
 PLACES: dict[str, Callable[[int], list[int]]] = {
-    "two thirds": lambda depth: list(range(2 * depth // 3)),
+    "two thirds": lambda depth: list(range(max(2 * depth // 3, 1))),
     "all": lambda depth: list(range(depth)),
-    "all but the first": lambda depth: list(range(1, depth)),
+    "all but the first": lambda depth: list(range(min(1, depth - 1), depth)),
     "quarters": lambda depth: sorted({depth * quarter // 4 for quarter in (1, 2, 3)}),
 }
 
@@ -85,7 +85,7 @@ class Schedule:
     def walk(self, patches: int, warn: bool = False) -> list[int | None]:
         """The tokens that leave in each block if `patches` patch tokens enter the first; None where the input decides.
 
-        With `warn`, what results is logged where `clamp` truncated.
+        With `warn`, what results is logged where `clamp` truncated, and where no tokens leave at all.
         """
         leaving, truncated = [], False
         for block in range(len(self.amounts)):
@@ -94,6 +94,10 @@ class Schedule:
             patches -= leaving[-1] or 0
         if truncated and warn:
             log.warning("mame.r is truncated to %s, for some blocks have fewer tokens that can be removed", leaving)
+        elif warn and not self.off and all(amount == 0 for amount in leaving):
+            log.warning(
+                "mame.r=%s merges nowhere: of %d patch tokens that is none, rounded down", self.amounts, patches
+            )
         return leaving
 
     def _asked(self, block: int, patches: int) -> int | None:

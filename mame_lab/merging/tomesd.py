@@ -38,8 +38,8 @@ class ToMeSD(Method):
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         import torch
-        from torch.nn.functional import normalize
 
+        from mame_lab.merging import matching
         from mame_lab.merging.assignment import Match
 
         rows, columns = grid[0] // 2, grid[1] // 2
@@ -50,6 +50,6 @@ class ToMeSD(Method):
         target_T = (row_hw * grid[1] + column_hw).flatten()
         is_source_N = torch.ones(grid[0] * grid[1], dtype=torch.bool, device=device).index_fill(0, target_T, False)
         source_S = is_source_N.sort(stable=True).indices[len(target_T) :]
-        y_BNC = normalize(x_BNC, dim=-1)
+        y_BNC = matching.unit(x_BNC).to(x_BNC.dtype)
         score_BS, nearest_BS = (y_BNC[:, source_S] @ y_BNC[:, target_T].mT).max(2)
         return Match(source_S, target_T[nearest_BS], score_BS)

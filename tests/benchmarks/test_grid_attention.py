@@ -118,6 +118,19 @@ def test_the_error_is_relative_to_how_far_the_output_lies_from_its_mean():
     assert error(ARMS["ward"], shifted, match, 20) == pytest.approx(float(expected))
 
 
+def test_tokens_that_cancel_get_no_norm_back():
+    cells_1HWC = noise()[:, :16].view(1, 4, 4, -1).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    cells_1HWC[:, 1::2] *= -1
+    x_1NC = cells_1HWC.flatten(1, 2)
+    match = Ward().match(x_1NC, GRID)
+    cells_S = match.source_S // 16 * 16 + match.source_S % 8 // 2 * 2
+    match = match._replace(nearest_BS=cells_S[None])
+    layer = Layer(Same(), x_1NC, x_1NC, x_1NC)
+    assert error(ARMS["half of the norm back"], layer, match, 48) == pytest.approx(
+        error(ARMS["ward"], layer, match, 48)
+    )
+
+
 def test_in_every_window_the_nearest_sources_are_removed_and_as_many_of_them():
     x_1NC = noise() * torch.linspace(0.1, 1, TOKENS, dtype=torch.float64)[:, None]  # Lower rows are farther apart.
     match = Ward(grid=Grid(window=4)).match(x_1NC, GRID)

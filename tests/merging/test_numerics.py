@@ -4,7 +4,7 @@ import pytest
 import torch
 from made_tokens import advance, copies, plain, rand
 
-from mame_lab.merging import ATC, MCTF, Drop, EViT, MaMe, PiToMe, ToFu, ToMe, Ward
+from mame_lab.merging import ATC, MCTF, Drop, EViT, MaMe, PiToMe, ToFu, ToMe, ToMeSD, Ward
 from mame_lab.merging.state import MergeState, attention_bias
 from mame_lab.merging.tokens import Tokens
 
@@ -134,3 +134,38 @@ def test_tokens_that_are_zero_have_finite_gradients():
     y, _ = ToFu(r=2).of_block(1, 2).plan(plain(x), 2).merge(x, torch.ones(1, 5, 1, dtype=x.dtype))
     y.sum().backward()
     assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rest", [0, 1e-12, 1e-4])
+@pytest.mark.parametrize("method", [MaMe(r=2), MaMe(r=2, tau=-1), Ward(r=2), Ward(tau=-1), *PUBLISHED], ids=str)
+def test_tokens_that_cancel_stay_finite(method, rest, dtype):
+    """Two pairs of opposite tokens merge into what is left of them, and those merge again."""
+    generator = torch.Generator().manual_seed(0)
+    x = 100 * rand(generator, 2, 5, 8)
+    x[:, 2::2] = rest * rand(generator, 2, 2, 8) - x[:, 1::2]
+    x = x.to(dtype).requires_grad_()
+    y, state = advance(MergeState(1), method, x, method.r)
+    y, state = advance(state, method, y, method.r and 1)
+    assert y.isfinite().all()
+    assert (y.norm(dim=2) <= 1.01 * x.norm(dim=2).max()).all()
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("method", [MaMe(r=2, tau=-1), MaMe(tau=-0.5)], ids=str)
+def test_a_token_without_a_direction_has_no_gradient_of_it(method, dtype):
+    x = rand(torch.Generator().manual_seed(0), 1, 9, 8)
+    x[:, 1:3] = 0
+    x = x.to(dtype).requires_grad_()
+    y, _ = advance(MergeState(1), method, x, method.r)
+    y.sum().backward()
+    assert x.grad.abs().max() < 10
+
+
+@pytest.mark.parametrize("method", [Ward(r=0.5), MaMe(r=0.5), ToMeSD(r=0.5)], ids=lambda method: method.method)
+def test_a_grid_with_tokens_that_are_zero_has_scores_in_half_precision(method):
+    x_BNC = rand(torch.Generator().manual_seed(0), 1, 16, 4).half()
+    x_BNC[:, :3] = 0
+    assert method.match(x_BNC, (4, 4)).score_BS.isfinite().all()

@@ -78,6 +78,23 @@ def test_what_a_method_truncates_of_its_own_accord_is_logged(caplog):
     assert str(TWELVE_TIMES_16) in caplog.text
 
 
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_shallowest_models_merge_in_one_block_at_the_least(name, depth):
+    """A U-Net with self-attention at one resolution is such a model."""
+    for schedule in (None, "linear", "diffrate"):
+        assert not METHODS[name](r=0.5, schedule=schedule).schedule_for(depth).off
+
+
+def test_a_fraction_that_is_no_token_is_logged(caplog):
+    Ward(r=0.01).schedule_for(3).walk(64, warn=True)
+    assert "mame.r=(0.01, 0.01, 0) merges nowhere: of 64 patch tokens that is none" in caplog.text
+    caplog.clear()
+    for settings in ({"r": 0.02}, {"r": 0}, {"r": 8, "blocks": 0}, {"tau": 0.9}):
+        Ward(**settings).schedule_for(3).walk(64, warn=True)
+    assert not caplog.text
+
+
 @pytest.mark.parametrize("method", [EViT, ATC])
 def test_one_token_stays_at_the_least(method):
     with pytest.raises(MameLabError, match=r"mame.r=196 is too large for block 0: 196 patch tokens.* 195 are sources"):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from functools import partial
 
 import pytest
 import torch
@@ -132,6 +133,23 @@ def test_by_default_the_finer_two_thirds_of_the_resolutions_merge():
     assert family_of(unet).tokens(unet, inputs()["sample"]) == [48, 12, 6]
     mame_lab.apply(unet, Ward(r=0.5, blocks=1))
     assert family_of(unet).tokens(unet, inputs()["sample"]) == [48, 24, 6]
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [
+        ({"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "mid_block_type": None}, [48]),
+        ({"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D")}, [12]),
+        ({"down_block_types": ("CrossAttnDownBlock2D",) * 2, "only_cross_attention": (True, False)}, [12]),
+    ],
+)
+def test_a_unet_with_self_attention_at_one_resolution_merges_there(changes, tokens):
+    ups = tuple(name.replace("Down", "Up") for name in reversed(changes["down_block_types"]))
+    sizes = {"block_out_channels": (16, 32), "attention_head_dim": (2, 4), "up_block_types": ups}
+    unet = UNet2DConditionModel(**SMALL | sizes | changes).double().eval()
+    plain = run(unet)
+    assert not torch.equal(run(mame_lab.apply(unet, r=0.5)), plain)
+    assert family_of(unet).tokens(unet, inputs()["sample"]) == tokens
 
 
 @pytest.mark.parametrize("slices", [1, "auto"])
@@ -275,7 +293,7 @@ def test_what_is_not_known_is_refused():
         mame_lab.apply(unet, r=0.5)
     unet = unet_of()
     attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
-    attention.forward = attention.forward
+    attention.forward = partial(attention.forward)
     with pytest.raises(UnsupportedModelError, match="was replaced: undo that patch"):
         mame_lab.apply(unet, r=0.5)
     assert not merges(unet)

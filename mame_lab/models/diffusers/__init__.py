@@ -15,6 +15,7 @@ from mame_lab.models.diffusers.unet import (
     UNetMergeContext,
     unmergeable,
 )
+from mame_lab.models.parts import become
 
 __all__ = ["attach", "detach", "load", "tokens"]
 
@@ -43,11 +44,11 @@ def attach(model: Any, method: Method) -> None:
     if schedule.off:
         return
     for transformer in transformers_of(unet):
-        transformer.module.__class__ = MergingTransformer
+        become(transformer.module, MergingTransformer)
         for attention in transformer.cross_attentions:
-            attention.__class__ = CrossAttention
+            become(attention, CrossAttention)
         for attention in transformer.attentions:
-            attention.__class__ = MergingAttention
+            become(attention, MergingAttention)
             attention.level = levels.index(transformer.halvings)
     hook = unet.register_forward_pre_hook(UNetMergeContext(method, schedule).enter, with_kwargs=True)
     vars(unet).update(method=method, schedule=schedule, merging=hook)
@@ -58,11 +59,12 @@ def detach(model: Any) -> None:
     unet = unet_of(model)
     if "merging" not in vars(unet):
         return
+    transformers_of(unet)
     unet.merging.remove()
     del unet.method, unet.schedule, unet.merging
     for module in unet.modules():
         if type(module) in PLAIN:
-            module.__class__ = plain(module)
+            become(module, plain(module))
             vars(module).pop("level", None)
 
 

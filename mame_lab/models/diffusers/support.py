@@ -12,6 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from mame_lab.errors import UnsupportedModelError
 from mame_lab.models.diffusers.unet import CrossAttention, MergingAttention, MergingTransformer
+from mame_lab.models.parts import check_forwards, name_of
 
 SUPPORTED = (
     "pipelines with diffusers' UNet2DConditionModel (no subclass of it) whose transformers are Transformer2DModel of "
@@ -47,7 +48,7 @@ def unet_of(model: Any) -> UNet2DConditionModel:
     """The U-Net of a pipeline, or the model itself if it is one."""
     unet = getattr(model, "unet", model)
     if type(unet) is not UNet2DConditionModel:
-        raise _unsupported(model, "it has no such U-Net" if unet is model else f"its U-Net is a {_name(unet)}")
+        raise _unsupported(model, "it has no such U-Net" if unet is model else f"its U-Net is a {name_of(unet)}")
     return unet
 
 
@@ -66,8 +67,8 @@ def transformers_of(unet: UNet2DConditionModel) -> list[Transformer]:
 
 
 def resolutions(unet: UNet2DConditionModel) -> list[int]:
-    """The halvings at which a U-Net has transformers, the finest resolution first: the blocks of a schedule."""
-    return sorted({transformer.halvings for transformer in transformers_of(unet)})
+    """The halvings at which a U-Net has self-attention, the finest resolution first: the blocks of a schedule."""
+    return sorted({transformer.halvings for transformer in transformers_of(unet) if transformer.attentions})
 
 
 def _transformers(unet: UNet2DConditionModel) -> Iterator[tuple[int, Any]]:
@@ -81,14 +82,13 @@ def _transformers(unet: UNet2DConditionModel) -> Iterator[tuple[int, Any]]:
 
 def _check(unet: UNet2DConditionModel, transformer: Any) -> None:
     if plain(transformer) is not Transformer2DModel or not transformer.is_input_continuous:
-        raise _unsupported(unet, f"it has transformers of class {_name(transformer)}")
+        raise _unsupported(unet, f"it has transformers of class {name_of(transformer)}")
     for block in transformer.transformer_blocks:
         attentions = [block.attn1, *([] if block.attn2 is None else [block.attn2])]
         for part, cls in ((block, BasicTransformerBlock), *((attention, Attention) for attention in attentions)):
             if plain(part) is not cls:
-                raise _unsupported(unet, f"it has a {_name(part)} for a {cls.__name__}")
-            if "forward" in vars(part):
-                raise _unsupported(unet, f"the forward of a {_name(part)} was replaced: undo that patch")
+                raise _unsupported(unet, f"it has a {name_of(part)} for a {cls.__name__}")
+        check_forwards(unet, [transformer, block, *attentions])
 
 
 def plain(part: Any) -> type:
@@ -97,8 +97,4 @@ def plain(part: Any) -> type:
 
 
 def _unsupported(model: Any, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"mame_lab cannot merge tokens in {_name(model)}: {reason}. Supported: {SUPPORTED}")
-
-
-def _name(part: object) -> str:
-    return f"{type(part).__module__}.{type(part).__qualname__}"
+    return UnsupportedModelError(f"mame_lab cannot merge tokens in {name_of(model)}: {reason}. Supported: {SUPPORTED}")

@@ -18,6 +18,7 @@ from mame_lab.merging.assignment import Assignment, assign
 from mame_lab.merging.method import Method
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import full_precision
+from mame_lab.models.parts import stands_in
 
 # What carries the context to the attentions: an entry of diffusers' own cross_attention_kwargs.
 KEY = "merging"
@@ -59,6 +60,7 @@ class UNetMergeContext:
             return assign(self.method.match(x_BNC, self.grid), tokens, leave)
 
 
+@stands_in
 class MergingTransformer(Transformer2DModel):
     """diffusers' Transformer2DModel, which tells its attentions the grid."""
 
@@ -69,6 +71,7 @@ class MergingTransformer(Transformer2DModel):
         )
 
 
+@stands_in
 class MergingAttention(Attention):
     """diffusers' Attention as self-attention between merging and restoring, by whichever processor it has.
 
@@ -101,6 +104,7 @@ class MergingAttention(Attention):
         return torch.float32 if upcasts else x_BNC.dtype
 
 
+@stands_in
 class CrossAttention(Attention):
     """diffusers' Attention, deaf to merging."""
 

@@ -14,6 +14,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule, make_schedule
 from mame_lab.merging.ward import Ward
 from mame_lab.models import twin
+from mame_lab.models.parts import become
 from mame_lab.models.timm.forward import MergingTransformer, TimmTransformer
 from mame_lab.models.timm.loading import build, data_config, load, load_weights
 from mame_lab.models.timm.support import architecture_of
@@ -57,21 +58,21 @@ def attach(model: TimmTransformer, method: Method) -> None:
 
 def _enter(model: TimmTransformer, method: Method, schedule: Schedule) -> None:
     architecture = architecture_of(model)
-    model.__class__ = architecture.merging
+    become(model, architecture.merging)
     methods = [method.of_block(block, len(model.blocks)) for block in range(len(model.blocks))]
     vars(model).update(method=method, methods=methods, schedule=schedule)
     for block in model.blocks:
-        block.__class__ = architecture.merging_block
+        become(block, architecture.merging_block)
 
 
 def detach(model: TimmTransformer) -> None:
     """Give back timm's own classes, whose parameters never changed."""
     if isinstance(model, MergingTransformer):
         architecture = architecture_of(model)
-        model.__class__ = architecture.plain
+        become(model, architecture.plain)
         del model.method, model.methods, model.schedule
         for block in model.blocks:
-            block.__class__ = architecture.block
+            become(block, architecture.block)
 
 
 def staged(model: TimmTransformer) -> nn.Module:

@@ -12,9 +12,11 @@ from torch.nn import functional as F
 
 from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState
+from mame_lab.models.parts import stands_in
 from mame_lab.models.timm.forward import Architecture, MergingTransformer
 
 
+@stands_in
 class MergingEvaBlock(EvaBlock):
     """timm's EvaBlock with one merge step between attention and MLP."""
 
@@ -29,6 +31,7 @@ class MergingEvaBlock(EvaBlock):
         return x_BKC + self.drop_path2(_scaled(self.mlp(self.norm2(x_BKC)), self.gamma_2)), state
 
 
+@stands_in
 class MergingEva(MergingTransformer, Eva):
     """timm's Eva with merging; parameters and their names are the same. A token keeps the rotary embedding it had."""
 

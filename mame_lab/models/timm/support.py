@@ -6,6 +6,7 @@ from timm.layers.attention_pool import AttentionPoolLatent
 from torch import nn
 
 from mame_lab.errors import UnsupportedModelError
+from mame_lab.models.parts import check_forwards, name_of
 from mame_lab.models.timm.eva import EVA
 from mame_lab.models.timm.forward import POOLS, Architecture
 from mame_lab.models.timm.vit import VIT
@@ -32,22 +33,20 @@ def architecture_of(model: nn.Module) -> Architecture:
 def _check(model: Any, architecture: Architecture) -> None:
     for block in model.blocks:
         if type(block) not in (architecture.block, architecture.merging_block):
-            raise _unsupported(model, f"it has blocks of class {_name(block)}")
+            raise _unsupported(model, f"it has blocks of class {name_of(block)}")
         if type(block.attn) not in architecture.attentions:
-            raise _unsupported(model, f"it has attention of class {_name(block.attn)}")
+            raise _unsupported(model, f"it has attention of class {name_of(block.attn)}")
     rope = getattr(model, "rope", None)
-    if rope is not None and _name(rope) not in ROPES:
-        raise _unsupported(model, f"it has rotary position embedding of class {_name(rope)}")
+    if rope is not None and name_of(rope) not in ROPES:
+        raise _unsupported(model, f"it has rotary position embedding of class {name_of(rope)}")
     pool = model.attn_pool
     if model.global_pool not in POOLS:
         raise _unsupported(model, f"it pools by '{model.global_pool}'")
     if pool is not None and (type(pool) is not AttentionPoolLatent or pool.pos_embed is not None):
-        raise _unsupported(model, f"its attention pooling {_name(pool)} depends on positions or has another class")
+        raise _unsupported(model, f"its attention pooling {name_of(pool)} depends on positions or has another class")
+    attentions = [block.attn for block in model.blocks]
+    check_forwards(model, [model, model.blocks, *model.blocks, *attentions, *([] if pool is None else [pool])])
 
 
 def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"mame_lab cannot merge tokens in {_name(model)}: {reason}. Supported: {SUPPORTED}")
-
-
-def _name(module: object) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    return UnsupportedModelError(f"mame_lab cannot merge tokens in {name_of(model)}: {reason}. Supported: {SUPPORTED}")

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState
+from mame_lab.models.parts import stands_in
 from mame_lab.models.timm.forward import Architecture, MergingTransformer
 
 
+@stands_in
 class MergingBlock(Block):
     """timm's Block with one merge step between attention and MLP."""
 
@@ -23,6 +25,7 @@ class MergingBlock(Block):
         return x_BKC + self.drop_path2(self.ls2(self.mlp(self.norm2(x_BKC)))), state
 
 
+@stands_in
 class MergingVisionTransformer(MergingTransformer, VisionTransformer):
     """timm's VisionTransformer with merging; parameters and their names are the same."""
 

@@ -14,7 +14,14 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule, make_schedule
 from mame_lab.merging.ward import Ward
 from mame_lab.models import twin
-from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, layers_of, prefix_of
+from mame_lab.models.parts import become
+from mame_lab.models.transformers.forward import (
+    MergingBackbone,
+    MergingClassifier,
+    check_attention,
+    layers_of,
+    prefix_of,
+)
 from mame_lab.models.transformers.loading import build, data_config, load, load_weights, match_classes
 from mame_lab.models.transformers.support import architecture_of
 
@@ -49,6 +56,7 @@ def attach(model: Any, method: Method) -> None:
         MameLabError: the schedule does not fit the model; it is left as it was.
     """
     architecture_of(model)
+    check_attention(model)
     method.check_sequences(model.config.model_type, class_token=hasattr(model.base_model.embeddings, "cls_token"))
     schedule = method.schedule_for(len(block_names(model)))
     schedule.walk(model.base_model.embeddings.patch_embeddings.num_patches, warn=True)
@@ -75,7 +83,8 @@ def detach(model: Any) -> None:
 
 def _change(model: Any, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
     for module in model.modules():
-        module.__class__ = classes.get(type(module), type(module))
+        if type(module) in classes:
+            become(module, classes[type(module)])
 
 
 def feature_and_patches(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
 
 from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState
+from mame_lab.models.parts import stands_in
 from mame_lab.models.transformers.forward import Architecture, MergingBackbone, MergingClassifier, refuse
 
 
@@ -50,26 +51,32 @@ class _Classifier(MergingClassifier):
         return torch.cat([x_BKC[:, 0], state.mean(x_BKC, state.prefix)], 1)
 
 
+@stands_in
 class MergingDinov2Layer(_Layer, Dinov2Layer):
     """transformers' Dinov2Layer with one merge step between attention and MLP."""
 
 
+@stands_in
 class MergingDinov2Model(_Backbone, Dinov2Model):
     """transformers' Dinov2Model with merging; parameters and their names are the same."""
 
 
+@stands_in
 class MergingDinov2ForImageClassification(_Classifier, Dinov2ForImageClassification):
     """transformers' Dinov2ForImageClassification with merging: class token and mean of the patches are classified."""
 
 
+@stands_in
 class MergingDinov2WithRegistersLayer(_Layer, Dinov2WithRegistersLayer):
     """transformers' Dinov2WithRegistersLayer with one merge step between attention and MLP."""
 
 
+@stands_in
 class MergingDinov2WithRegistersModel(_Backbone, Dinov2WithRegistersModel):
     """transformers' Dinov2WithRegistersModel with merging; parameters and their names are the same."""
 
 
+@stands_in
 class MergingDinov2WithRegistersForImageClassification(_Classifier, Dinov2WithRegistersForImageClassification):
     """transformers' Dinov2WithRegistersForImageClassification with merging, which leaves the registers out."""
 

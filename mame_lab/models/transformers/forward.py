@@ -19,7 +19,6 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
-from mame_lab.models import unmerged_twin
 from mame_lab.models.stages import Halfway
 
 Class = type[Any]
@@ -60,9 +59,10 @@ class Merging(nn.Module):
     methods: list[Method]
     schedule: Schedule
 
-    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
-        """Save the model as the plain one that it is by its weights: config.json names the class."""
-        unmerged_twin(self).save_pretrained(*arguments, **options)
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Whether transformers' names of tensors in files are not for this class. They are."""
+        return False
 
 
 class MergingBackbone(Merging):

@@ -5,8 +5,9 @@ from typing import Any
 from torch import nn
 
 from mame_lab.errors import UnsupportedModelError
+from mame_lab.models.parts import check_forwards, name_of
 from mame_lab.models.transformers.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
-from mame_lab.models.transformers.forward import Architecture, check_attention, layers_of
+from mame_lab.models.transformers.forward import Architecture, layers_of
 from mame_lab.models.transformers.videomae import VIDEOMAE
 from mame_lab.models.transformers.vit import VIT
 
@@ -28,21 +29,21 @@ def architecture_of(model: nn.Module) -> Architecture:
 def _check(model: Any, architecture: Architecture) -> None:
     backbone = model.base_model
     if type(backbone) not in architecture.backbone:
-        raise _unsupported(model, f"it has a backbone of class {_name(backbone)}")
+        raise _unsupported(model, f"it has a backbone of class {name_of(backbone)}")
+    encoder, _, _ = layers_of(backbone).rpartition(".")
+    parts = [model, backbone, backbone.get_submodule(encoder)]
     for layer in backbone.get_submodule(layers_of(backbone)):
         if type(layer) not in architecture.layer:
-            raise _unsupported(model, f"it has layers of class {_name(layer)}")
-        for part in (layer.attention, getattr(layer.attention, "attention", layer.attention)):
+            raise _unsupported(model, f"it has layers of class {name_of(layer)}")
+        attentions = [layer.attention, getattr(layer.attention, "attention", layer.attention)]
+        for part in attentions:
             if type(part) not in architecture.attentions:
-                raise _unsupported(model, f"it has attention of class {_name(part)}")
+                raise _unsupported(model, f"it has attention of class {name_of(part)}")
+        parts += [layer, *attentions]
     if getattr(model, "fc_norm", backbone) is None:
         raise _unsupported(model, "it classifies its first patch (use_mean_pooling=false)")
-    check_attention(model)
+    check_forwards(model, parts)
 
 
 def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"mame_lab cannot merge tokens in {_name(model)}: {reason}. Supported: {SUPPORTED}")
-
-
-def _name(module: object) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+    return UnsupportedModelError(f"mame_lab cannot merge tokens in {name_of(model)}: {reason}. Supported: {SUPPORTED}")

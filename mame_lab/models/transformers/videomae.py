@@ -17,9 +17,11 @@ from transformers.models.videomae.modeling_videomae import (
 
 from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState
+from mame_lab.models.parts import stands_in
 from mame_lab.models.transformers.forward import Architecture, MergingBackbone, MergingClassifier, refuse
 
 
+@stands_in
 class MergingVideoMAELayer(VideoMAELayer):
     """transformers' VideoMAELayer with one merge step between attention and MLP. Its attention takes no mask itself."""
 
@@ -31,6 +33,7 @@ class MergingVideoMAELayer(VideoMAELayer):
         return self.output(self.intermediate(self.layernorm_after(x_BKC)), x_BKC), state
 
 
+@stands_in
 class MergingVideoMAEModel(MergingBackbone, VideoMAEModel):
     """transformers' VideoMAEModel with merging; parameters and their names are the same."""
 
@@ -42,6 +45,7 @@ class MergingVideoMAEModel(MergingBackbone, VideoMAEModel):
         return BaseModelOutput(x_BNC, **others)
 
 
+@stands_in
 class MergingVideoMAEForVideoClassification(MergingClassifier, VideoMAEForVideoClassification):
     """transformers' VideoMAEForVideoClassification with merging: the mean of the tokens is classified."""
 

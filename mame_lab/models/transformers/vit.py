@@ -11,9 +11,11 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTForImageClassi
 
 from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState
+from mame_lab.models.parts import stands_in
 from mame_lab.models.transformers.forward import Architecture, MergingBackbone, MergingClassifier, refuse
 
 
+@stands_in
 class MergingViTLayer(ViTLayer):
     """transformers' ViTLayer with one merge step between attention and MLP."""
 
@@ -25,6 +27,7 @@ class MergingViTLayer(ViTLayer):
         return x_BKC + self.dropout(self.mlp(self.layernorm_after(x_BKC))), state
 
 
+@stands_in
 class MergingViTModel(MergingBackbone, ViTModel):
     """transformers' ViTModel with merging; parameters and their names are the same."""
 
@@ -38,6 +41,7 @@ class MergingViTModel(MergingBackbone, ViTModel):
         return BaseModelOutputWithPooling(x_BNC, pooled_BC, **others)
 
 
+@stands_in
 class MergingViTForImageClassification(MergingClassifier, ViTForImageClassification):
     """transformers' ViTForImageClassification with merging: the class token is classified."""
 

@@ -1,0 +1,55 @@
+"""How the parts of a model, whichever its library, change between their own class and the one that merges."""
+
+from collections.abc import Iterable
+from types import MethodType
+from typing import TypeVar
+
+from torch import nn
+
+from mame_lab.errors import UnsupportedModelError
+
+Class = TypeVar("Class", bound=type)
+
+# The methods of a part that merging replaces or goes around.
+REPLACED = ("forward", "forward_features", "forward_head", "forward_intermediates", "pool")
+
+
+def stands_in(cls: Class) -> Class:
+    """Give a class the name of its last base, whose place it takes: what goes by names sees the plain model.
+
+    Pickle goes by the qualified name, which stays.
+    """
+    cls.__name__ = cls.__bases__[-1].__name__
+    return cls
+
+
+def become(part: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the class of a part, which then has the methods of that class."""
+    for name in _set_on(part):
+        del vars(part)[name]
+    part.__class__ = cls
+
+
+def check_forwards(model: nn.Module, parts: Iterable[nn.Module]) -> None:
+    """Raise UnsupportedModelError where a method of a part was replaced, which merging would lose or break.
+
+    That of its own class may be set on a part: so accelerate leaves it where it takes its hooks away.
+    """
+    for part in parts:
+        for name in _set_on(part):
+            if vars(part)[name] != MethodType(getattr(type(part), name), part):
+                path = next(path for path, module in model.named_modules() if module is part)
+                raise UnsupportedModelError(
+                    f"mame_lab cannot merge tokens in {name_of(model)}: the {name} of {path or 'the model'} was "
+                    f"replaced: undo that patch. If accelerate did it (device_map, dispatch_model, offloading), apply "
+                    f"mame_lab first and dispatch then, or call accelerate.hooks.remove_hook_from_submodules(model)"
+                )
+
+
+def _set_on(part: nn.Module) -> list[str]:
+    return [name for name in REPLACED if name in vars(part) and hasattr(type(part), name)]
+
+
+def name_of(part: object) -> str:
+    """The class of a part, and where it is from."""
+    return f"{type(part).__module__}.{type(part).__qualname__}"
