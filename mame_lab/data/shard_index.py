@@ -5,6 +5,7 @@ A place is four numbers: shard, offset and size in bytes, label; N images.
 
 from __future__ import annotations
 
+import codecs
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def _place(shard: Path, sample: dict[str, Any], tar: tarfile.TarFile) -> tuple[i
         held = ", ".join(name for name in sample if not name.startswith("__"))
         wanted = "its image (.jpg, .png, ...)" if image is None else "the number of its class (.cls)"
         raise MameLabError(f"{named} lacks {wanted}, it holds {held}: write the shard again")
-    label = tar.extractfile(sample["cls"]).read()  # pyright: ignore[reportOptionalMemberAccess]
-    if not label.strip().isdigit():
-        raise MameLabError(f"{named} is of class {label[:20]!r}: write the shard again, with the number of the class")
+    content = tar.extractfile(sample["cls"]).read()  # pyright: ignore[reportOptionalMemberAccess]
+    label = content.removeprefix(codecs.BOM_UTF8).strip()
+    if not label.isdigit():
+        raise MameLabError(f"{named} is of class {content[:20]!r}: write the shard again, with the number of the class")
     return image.offset_data, image.size, int(label)

@@ -20,6 +20,7 @@ import numpy as np
 from mame_lab.data.dataset import ImageDataset
 from mame_lab.data.shard_index import find_images
 from mame_lab.data.splits import Splits
+from mame_lab.data.text_files import read_names
 from mame_lab.errors import MameLabError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def _classes(path: Path, splits: list[ShardedImages]) -> list[str]:
     """The names of the classes: the lines of a file, or the numbers up to the largest label."""
     if not path.exists():
         return [str(label) for label in range(1 + max(images.places_N4[:, 3].max() for images in splits))]
-    classes = path.read_text(encoding="utf-8").splitlines()
+    classes = read_names(path)
     for images in splits:
         last = int(images.places_N4[:, 3].argmax())
         label = images.places_N4[last, 3]

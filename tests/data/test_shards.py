@@ -93,6 +93,21 @@ def test_splits_are_the_folders_and_names_come_from_a_file(root):
     assert load(root).train is None
 
 
+def test_marks_and_blank_lines_are_no_part_of_names_and_labels(tmp_path):
+    label = "\ufeff1\r\n".encode()
+    write_tar(tmp_path / "val/v.tar", {"a.png": picture(1), "a.cls": label})
+    (tmp_path / "classes.txt").write_bytes("cat\r\ndog\r\n\r\n".encode("utf-8-sig"))
+    splits = load(tmp_path)
+    assert splits.classes == ["cat", "dog"]
+    assert splits.val[0][1] == 1
+
+
+def test_names_in_another_encoding_are_refused(root):
+    (root / "classes.txt").write_bytes("cat\ncaf\xe9\n".encode("latin-1"))
+    with pytest.raises(MameLabError, match=f"^{root}/classes.txt, line 2, is no text in UTF-8: save"):
+        load(root)
+
+
 def test_images_come_in_a_fixed_mixed_order(root):
     labels = [label for _, label in colours(load(root).train)]
     assert set(labels[:8]) == {0, 1, 2}
