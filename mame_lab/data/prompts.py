@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mame_lab.data.paths import refuse_empty
 from mame_lab.data.text_files import read_lines
 from mame_lab.errors import MameLabError
 
@@ -50,6 +51,7 @@ class Prompts:
     reference: str | None = None
 
     def __post_init__(self) -> None:
+        refuse_empty(file=self.file, reference=self.reference)
         for key in ("count", "steps", "height", "width"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise MameLabError(f"dataset.{key}={getattr(self, key)} is not positive: set it to 1 or more")
