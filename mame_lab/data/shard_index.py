@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from mame_lab.data.folders import EXTENSIONS
+from mame_lab.data.images import extensions
 from mame_lab.errors import MameLabError
 
 INDEX = "index.npz"
@@ -93,7 +93,7 @@ def _files(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
 
 
 def _place(shard: Path, sample: dict[str, Any], tar: tarfile.TarFile) -> tuple[int, int, int]:
-    image = next((sample[extension[1:]] for extension in EXTENSIONS if extension[1:] in sample), None)
+    image = next((sample[extension[1:]] for extension in extensions() if extension[1:] in sample), None)
     named = f"sample {sample['__key__']} of {shard}"
     if image is None or "cls" not in sample:
         held = ", ".join(name for name in sample if not name.startswith("__"))

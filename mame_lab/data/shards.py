@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mame_lab.data.dataset import ImageDataset
+from mame_lab.data.images import read_rgb
 from mame_lab.data.shard_index import find_images
 from mame_lab.data.splits import Splits
 from mame_lab.data.text_files import read_names
@@ -40,12 +41,10 @@ class ShardedImages:
         return len(self.places_N4)
 
     def __getitem__(self, index: int) -> tuple[Image, int]:
-        from PIL import Image
-
         shard, offset, size, label = self.places_N4[index].tolist()
         try:
             content = os.pread(_file(self.shards[shard]).fileno(), size, offset)
-            return Image.open(BytesIO(content)).convert("RGB"), label
+            return read_rgb(BytesIO(content)), label
         except Exception as error:  # Pillow meets broken files with OSError, SyntaxError, ValueError, struct.error, ...
             raise MameLabError(f"image {self.name(index)} cannot be read ({error}): write the shard again") from error
 
