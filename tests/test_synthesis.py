@@ -1,6 +1,7 @@
 """Images with and without merging, from the command to the contact sheet."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,6 +177,24 @@ def test_a_reference_is_looked_for_first():
 def test_fid_needs_real_images(tmp_path):
     with pytest.raises(MameLabError, match=r"dataset.reference=.* holds 0 images"):
         fid(torch.rand(2, 3, 32, 32), str(tmp_path))
+
+
+def test_fid_takes_all_images_of_a_folder(tmp_path, monkeypatch, caplog):
+    (tmp_path / "more" / ".cache").mkdir(parents=True)
+    Image.new("L", (8, 8), 255).save(tmp_path / "a.avif")
+    Image.new("I;16", (8, 8), 65535).save(tmp_path / "more" / "b.png")
+    Image.new("RGBA", (8, 8), "white").save(tmp_path / "more" / "c.tga")
+    Image.new("L", (8, 8)).save(tmp_path / "more" / ".cache" / "d.png")
+    (tmp_path / "notes.txt").touch()
+    seen = []
+    metric = SimpleNamespace(update=lambda image, real: seen.append((image, real)), compute=lambda: 5.0)
+    monkeypatch.setattr(quality, "_fid", lambda: metric)
+    assert fid(torch.zeros(1, 3, 8, 8), str(tmp_path)) == 5
+    assert [(image.shape, round(image.mean().item(), 2), real) for image, real in seen] == [
+        *[((1, 3, 8, 8), 1.0, True)] * 3,
+        ((1, 3, 8, 8), 0.0, False),
+    ]
+    assert f"dataset.reference={tmp_path} leaves out 1 file (notes.txt)" in caplog.text
 
 
 def test_denoiser_sets_methods_side_by_side(entry_point, tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mame_lab.data.paths import refuse_empty
 from mame_lab.errors import MameLabError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class ImageDataset(ABC):
     holds: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
+        refuse_empty(root=getattr(self, "root", None))
         if self.batch_size < 1:
             raise MameLabError(f"dataset.batch_size={self.batch_size} is not positive: set it to 1 or more")
         if self.num_workers is not None and self.num_workers < 0:

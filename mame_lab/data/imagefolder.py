@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mame_lab.data.dataset import ImageDataset
-from mame_lab.data.folders import ImageFiles, dataset_root, fixed_splits, list_images, list_splits
+from mame_lab.data.folders import ImageFiles, dataset_root, fixed_splits, list_splits
 from mame_lab.data.splits import Splits, stratified_split
 from mame_lab.errors import MameLabError
 
 
 @dataclass
 class ImageFolder(ImageDataset):
-    """Images in class folders.
+    """Images in class folders: the files directly in them that Pillow reads. The log tells what else is there.
 
     A root with a `val` folder is taken as it is: `val`, `train` (missing: evaluation only) and `test` (missing: val is
     test). Of a root with `train` and `test` alone, val is cut from train, every class alike. Any other root holds the
@@ -47,7 +47,7 @@ class ImageFolder(ImageDataset):
             return Splits(train, val, found["test"], val.classes)
         if folders and folders <= {"train", "test"}:
             raise MameLabError(f"dataset.root={root} has no val beside train or test: add it, or give train itself")
-        images = list_images(root)
+        images = list_splits(root, ["."])["."]
         train, val = self._cut(images, root)
         if len(images.classes) < 2:
             raise MameLabError(f"dataset.root={root} holds one class folder alone, {images.classes[0]}: add a second")

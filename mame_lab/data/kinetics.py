@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 from mame_lab.data.dataset import VideoDataset
 from mame_lab.data.splits import Splits
+from mame_lab.data.text_files import read_names
+from mame_lab.data.video_lists import read_list
 from mame_lab.data.videos import VideoFile, find_faults
 from mame_lab.errors import MameLabError
 
@@ -48,7 +48,7 @@ class Kinetics400(VideoDataset):
     The lists are val.csv and, for training or k-NN, train.csv, in the root or in its folder `annotations`: either those
     of Kinetics, with the columns label, youtube_id, time_start, time_end, whose videos are val/ID_000010_000020.mp4
     (and train/...) in the root; or lines "PATH LABEL", the path from the root and the number of the class, whose name
-    is that line of classes.txt (missing: the number).
+    is that line of classes.txt (missing: the number); or tables with the columns path and label, a number or a name.
 
     A broken video is missing, cannot be decoded, or ends early. With `broken=skip` all videos are decoded once, when
     they are first used, and broken ones are then in no split: so order, batches and shares of processes are those of a
@@ -83,8 +83,7 @@ class Kinetics400(VideoDataset):
                 f"their labels, val.csv and, to train, train.csv"
             )
         listed = {split: _read(root, path) for split, path in lists.items()}
-        classes = _classes(root, {label for videos in listed.values() for _, label in videos})
-        numbers = {label: number for number, label in enumerate(classes)}
+        numbers, classes = _classes(root, {label for videos in listed.values() for _, label in videos})
         videos = {split: [(path, numbers[label]) for path, label in each] for split, each in listed.items()}
         conditions = {"views": f"{self.clips}x{self.crops}"}
         if self.broken == "skip":
@@ -93,7 +92,7 @@ class Kinetics400(VideoDataset):
             videos = whole
         val, train = (VideoFiles(videos[split]) if split in videos else None for split in ("val", "train"))
         assert val is not None
-        return Splits(train, val, val, list(classes.values()), conditions)
+        return Splits(train, val, val, classes, conditions)
 
 
 def _list(root: Path, split: str) -> Path | None:
@@ -103,40 +102,22 @@ def _list(root: Path, split: str) -> Path | None:
 
 def _read(root: Path, path: Path) -> list[tuple[str, str]]:
     """The path and the label of each video, in a fixed mixed order."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if lines and lines[0].startswith("label,"):
-        videos = [(str(root / path.stem / _file_name(row)), row["label"]) for row in csv.DictReader(lines)]
-    else:
-        videos = [(str(root / name), label) for name, label in _pairs(path, lines)]
+    videos = [(str(root / name), label) for name, label in read_list(path)]
     random.Random(0).shuffle(videos)
     return videos
 
 
-def _file_name(row: dict[str, str]) -> str:
-    start, end = (int(float(row[key])) for key in ("time_start", "time_end"))
-    return f"{row['youtube_id']}_{start:06}_{end:06}.mp4"
-
-
-def _pairs(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(lines, start=1):
-        name, _, label = line.strip().rpartition(" ")
-        if not (name and label.isdigit()):
-            raise MameLabError(
-                f"{path}, line {number}: '{line}' is no 'PATH LABEL', with the number of the class: mend it"
-            )
-        yield name, str(int(label))
-
-
-def _classes(root: Path, labels: set[str]) -> dict[str, str]:
-    """The names of the classes by their labels, in the order of their numbers."""
-    if not all(label.isdigit() for label in labels):
-        return {label: label for label in sorted(labels)}
-    most = max(map(int, labels))
+def _classes(root: Path, labels: set[str]) -> tuple[dict[str, int], list[str]]:
+    """The numbers of the labels, and the names of the classes in the order of these."""
+    if not all(label.isdecimal() for label in labels):
+        return {label: number for number, label in enumerate(sorted(labels))}, sorted(labels)
+    numbers = {label: int(label) for label in labels}
+    most = max(numbers.values())
     path = root / "classes.txt"
-    names = path.read_text(encoding="utf-8").splitlines() if path.exists() else [str(n) for n in range(most + 1)]
+    names = read_names(path) if path.exists() else [str(number) for number in range(most + 1)]
     if most >= len(names):
         raise MameLabError(f"{path} has {len(names)} lines, and there is a class {most}: give it a line for each class")
-    return {str(number): name for number, name in enumerate(names)}
+    return numbers, names
 
 
 def _whole(root: Path, path: Path, videos: Files) -> Files:

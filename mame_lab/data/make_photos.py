@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from mame_lab.data.natural import KINDS, Box, read_photo
+from mame_lab.data.paths import given_path
 from mame_lab.errors import MameLabError
 
 CELL = 1.25  # of its photo, over the side of a crop
@@ -73,7 +74,7 @@ def square(cell: Box, side: int, generator: random.Random) -> Box:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
+    parser.add_argument("folder", type=given_path, metavar="FOLDER")
     parser.add_argument("--crops", type=int, default=40, help="of a photo, in train and in test; val has half as many")
     parser.add_argument("--side", type=int, default=64, help="of a crop, pixels")
     parser.add_argument("--seed", type=int, default=0, help="which crops these are")

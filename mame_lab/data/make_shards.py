@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mame_lab.data.folders import ImageFiles
 from mame_lab.data.imagefolder import ImageFolder
+from mame_lab.data.paths import given_path
 from mame_lab.errors import MameLabError
 
 SHARD_BYTES = 256e6
@@ -45,8 +46,8 @@ def _write(images: ImageFiles, folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("folder", type=given_path, metavar="FOLDER")
+    parser.add_argument("out", type=given_path, metavar="OUT")
     said = parser.parse_args()
     try:
         make(said.folder, said.out)

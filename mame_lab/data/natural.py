@@ -8,6 +8,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from mame_lab.data.dataset import ImageDataset
+from mame_lab.data.images import read_rgb
 from mame_lab.data.splits import Splits
 from mame_lab.errors import MameLabError
 
@@ -102,11 +103,9 @@ def read_photo(package: str, filename: str) -> Image:
     Raises:
         MameLabError: the installed package lacks it.
     """
-    from PIL import Image
-
     try:
         with (files(package) / filename).open("rb") as file:
-            return Image.open(file).convert("RGB")
+            return read_rgb(file)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         distribution = "scikit-image" if package == SKIMAGE else "scikit-learn"
         raise MameLabError(

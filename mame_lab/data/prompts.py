@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mame_lab.data.paths import refuse_empty
+from mame_lab.data.text_files import read_lines
 from mame_lab.errors import MameLabError
 
 SHIPPED = Path(__file__).with_name("prompts.txt")
@@ -24,7 +26,7 @@ class Prompts:
 
     Args:
         name: a key of `mame_lab.data.DATASETS`.
-        file: a text file, a prompt a line. None: eight that ship.
+        file: a text file, a prompt a line; a line that begins with # is a comment. None: eight that ship.
         count: the first so many prompts of it; None: all.
         seeds: of the noise that an image starts from.
         steps: denoising steps.
@@ -49,6 +51,7 @@ class Prompts:
     reference: str | None = None
 
     def __post_init__(self) -> None:
+        refuse_empty(file=self.file, reference=self.reference)
         for key in ("count", "steps", "height", "width"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise MameLabError(f"dataset.{key}={getattr(self, key)} is not positive: set it to 1 or more")
@@ -65,11 +68,8 @@ class Prompts:
         Raises:
             MameLabError: the file cannot be read or holds no prompt.
         """
-        try:
-            lines = Path(self.file or SHIPPED).expanduser().read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise MameLabError(f"dataset.file={self.file} cannot be read ({error}): give a text file") from error
-        prompts = [line.strip() for line in lines if line.strip()][: self.count]
+        lines = read_lines(Path(self.file or SHIPPED).expanduser(), f"dataset.file={self.file}")
+        prompts = [prompt for line in lines if (prompt := line.strip()) and not prompt.startswith("#")][: self.count]
         if not prompts:
             raise MameLabError(f"dataset.file={self.file} holds no prompt: write one a line")
         return [Request(prompt, seed) for prompt in prompts for seed in self.seeds]

@@ -5,6 +5,7 @@ A place is four numbers: shard, offset and size in bytes, label; N images.
 
 from __future__ import annotations
 
+import codecs
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from mame_lab.data.folders import EXTENSIONS
+from mame_lab.data.images import extensions
 from mame_lab.errors import MameLabError
 
 INDEX = "index.npz"
@@ -92,13 +93,14 @@ def _files(tar: tarfile.TarFile) -> list[tarfile.TarInfo]:
 
 
 def _place(shard: Path, sample: dict[str, Any], tar: tarfile.TarFile) -> tuple[int, int, int]:
-    image = next((sample[extension[1:]] for extension in EXTENSIONS if extension[1:] in sample), None)
+    image = next((sample[extension[1:]] for extension in extensions() if extension[1:] in sample), None)
     named = f"sample {sample['__key__']} of {shard}"
     if image is None or "cls" not in sample:
         held = ", ".join(name for name in sample if not name.startswith("__"))
         wanted = "its image (.jpg, .png, ...)" if image is None else "the number of its class (.cls)"
         raise MameLabError(f"{named} lacks {wanted}, it holds {held}: write the shard again")
-    label = tar.extractfile(sample["cls"]).read()  # pyright: ignore[reportOptionalMemberAccess]
-    if not label.strip().isdigit():
-        raise MameLabError(f"{named} is of class {label[:20]!r}: write the shard again, with the number of the class")
+    content = tar.extractfile(sample["cls"]).read()  # pyright: ignore[reportOptionalMemberAccess]
+    label = content.removeprefix(codecs.BOM_UTF8).strip()
+    if not label.isdigit():
+        raise MameLabError(f"{named} is of class {content[:20]!r}: write the shard again, with the number of the class")
     return image.offset_data, image.size, int(label)

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mame_lab.data.dataset import ImageDataset
+from mame_lab.data.images import read_rgb
 from mame_lab.data.shard_index import find_images
 from mame_lab.data.splits import Splits
+from mame_lab.data.text_files import read_names
 from mame_lab.errors import MameLabError
 
 if TYPE_CHECKING:
@@ -39,12 +41,10 @@ class ShardedImages:
         return len(self.places_N4)
 
     def __getitem__(self, index: int) -> tuple[Image, int]:
-        from PIL import Image
-
         shard, offset, size, label = self.places_N4[index].tolist()
         try:
             content = os.pread(_file(self.shards[shard]).fileno(), size, offset)
-            return Image.open(BytesIO(content)).convert("RGB"), label
+            return read_rgb(BytesIO(content)), label
         except Exception as error:  # Pillow meets broken files with OSError, SyntaxError, ValueError, struct.error, ...
             raise MameLabError(f"image {self.name(index)} cannot be read ({error}): write the shard again") from error
 
@@ -103,7 +103,7 @@ def _classes(path: Path, splits: list[ShardedImages]) -> list[str]:
     """The names of the classes: the lines of a file, or the numbers up to the largest label."""
     if not path.exists():
         return [str(label) for label in range(1 + max(images.places_N4[:, 3].max() for images in splits))]
-    classes = path.read_text(encoding="utf-8").splitlines()
+    classes = read_names(path)
     for images in splits:
         last = int(images.places_N4[:, 3].argmax())
         label = images.places_N4[last, 3]

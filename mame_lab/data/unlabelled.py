@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mame_lab.data.folders import ImageFiles, dataset_root, image_paths
+from mame_lab.data.folders import ImageFiles, LeftOut, dataset_root, image_paths
 from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.data.splits import Splits, stratified_split
 from mame_lab.errors import MameLabError
@@ -24,7 +24,9 @@ class Unlabelled(ImageFolder):
 
     def splits(self) -> Splits:
         root = dataset_root(self.root, "images")
-        images = ImageFiles([(path, 0) for path in image_paths(root)], [root.name])
+        left_out = LeftOut()
+        images = ImageFiles([(path, 0) for path in image_paths(root, left_out)], [root.name])
+        left_out.tell("dataset.root", root, ", directly in it")
         if len(images) < 2:
             raise MameLabError(f"dataset.root={root} holds fewer than 2 images: put some directly into it")
         rest, held = stratified_split([0] * len(images), self.val_fraction, self.split_seed)

@@ -8,20 +8,23 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+from mame_lab.data.folders import ImageFiles, LeftOut, images_below
 from mame_lab.errors import MameLabError
 from mame_lab.hub import no_retries_offline
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 log = logging.getLogger(__name__)
 
 LUMA = (0.299, 0.587, 0.114)
 CLIP = "openai/clip-vit-base-patch16"
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 def likeness(images_B3HW: Tensor, originals_B3HW: Tensor) -> dict[str, float]:
@@ -62,13 +65,15 @@ class Judges:
 
 def fid(images_B3HW: Tensor, folder: str) -> float | None:
     """The Frechet inception distance (Heusel et al. 2017) from the images in a folder; None where its weights lack."""
-    paths = sorted(path for path in Path(folder).expanduser().rglob("*") if path.suffix.lower() in IMAGES)
-    if len(paths) < 2:
-        raise MameLabError(f"dataset.reference={folder} holds {len(paths)} images: give a folder of real images")
+    root, left_out = Path(folder).expanduser(), LeftOut()
+    reference = ImageFiles([(path, 0) for path in images_below(root, left_out)], [])
+    left_out.tell("dataset.reference", root)
+    if len(reference) < 2:
+        raise MameLabError(f"dataset.reference={folder} holds {len(reference)} images: give a folder of real images")
     metric = _made("fid", _fid)
     if metric is None:
         return None
-    for real, images in ((True, map(_read, paths)), (False, images_B3HW.split(1))):
+    for real, images in ((True, (_pixels(image) for image, _ in reference)), (False, images_B3HW.split(1))):
         for image_13HW in images:
             metric.update(image_13HW, real=real)
     return float(metric.compute())
@@ -102,7 +107,8 @@ def _fid() -> Any:
     return FrechetInceptionDistance(normalize=True)
 
 
-def _read(path: Path) -> Tensor:
-    from torchvision.io import ImageReadMode, decode_image
+def _pixels(image: Image) -> Tensor:
+    """RGB from 0 to 1, as a batch of one."""
+    from torchvision.transforms.v2.functional import pil_to_tensor
 
-    return decode_image(str(path), ImageReadMode.RGB)[None].float() / 255
+    return pil_to_tensor(image)[None].float() / 255

@@ -1,8 +1,10 @@
 """Folders of images: what is found, how it is split, and what is refused."""
 
+import logging
 import os
 import re
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,8 +35,14 @@ def test_a_single_folder_is_split_by_class(make_folder):
 def test_the_split_does_not_depend_on_the_order_of_the_file_system(make_folder, monkeypatch):
     root = make_folder({"cat": 9, "dog": 9})
     expected = ImageFolder(root=str(root)).splits()
-    listdir, iterdir = os.listdir, Path.iterdir
-    monkeypatch.setattr(os, "listdir", lambda folder: sorted(listdir(folder), reverse=True))
+    scandir, iterdir = os.scandir, Path.iterdir
+
+    @contextmanager
+    def backwards(folder):
+        with scandir(folder) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+    monkeypatch.setattr(os, "scandir", backwards)
     monkeypatch.setattr(Path, "iterdir", lambda folder: iter(sorted(iterdir(folder), reverse=True)))
     assert ImageFolder(root=str(root)).splits() == expected
 
@@ -85,6 +93,43 @@ def test_images_become_rgb_and_other_files_are_left_out(make_folder):
     assert len(splits.val) == 1
     image, label = splits.val[0]
     assert (image.mode, image.size, image.getpixel((0, 0)), label) == ("RGB", (3, 2), (10, 20, 30), 0)
+
+
+@pytest.mark.parametrize("extension", ["jfif", "jpe", "avif", "jp2", "tga", "ico", "mpo", "PNM"])
+def test_whatever_pillow_reads_is_an_image(make_folder, extension, caplog):
+    root = make_folder({"val/cat": 0})
+    Image.new("RGB", (16, 16), "teal").save(root / f"val/cat/a.{extension}")
+    images = ImageFolder(root=str(root)).splits().val
+    assert (len(images), images[0][0].mode, caplog.text) == (1, "RGB", "")
+
+
+@pytest.mark.parametrize("extension", ["pdf", "eps", "mpg", "h5", "wmf", "txt", ""])
+def test_what_pillow_alone_cannot_read_is_told(make_folder, extension, caplog):
+    root = make_folder({"val/cat": 1})
+    (root / f"val/cat/a.{extension}").touch()
+    assert len(ImageFolder(root=str(root)).splits().val) == 1
+    assert f"leaves out 1 file (val/cat/a.{extension})" in caplog.text
+
+
+def test_what_is_left_out_is_told_in_one_line(make_folder, caplog):
+    root = make_folder({"train/cat": 3, "train/cat/2024": 2, "val/cat": 1, "val/cat/more.png": 1, "val/.cache": 1})
+    expected = sorted(str(path) for path in root.glob("train/cat/*.png"))
+    for name in ("b.txt", "a.csv", "d.heic", "c.json", ".DS_Store", "Thumbs.db"):
+        (root / "train/cat" / name).touch()
+    Image.new("RGB", (6, 4)).save(root / "val/loose.png")
+    Image.new("RGB", (6, 4)).save(root / "loose.png")
+    (root / "val/README").touch()
+    (root / "train/cat/link").symlink_to(root / "val")
+    with caplog.at_level(logging.WARNING):
+        splits = ImageFolder(root=str(root)).splits()
+    assert sorted(files(splits.train)) == expected
+    assert len(splits.val) == 1
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told == (
+        f"dataset.root={root} leaves out 3 folders (train/cat/2024, train/cat/link, val/cat/more.png) and 6 files "
+        "(loose.png, train/cat/a.csv, train/cat/b.txt, ...): images are files that Pillow reads, directly in a "
+        "class folder"
+    )
 
 
 REFUSED = {

@@ -3,17 +3,19 @@
 import json
 import logging
 import re
+from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mame_lab.data import Kinetics400
 from mame_lab.data import videos as videos_module
 from mame_lab.data.datamodule import ImageData
 from mame_lab.data.preprocessing import Preprocessing
-from mame_lab.data.videos import VideoFile
+from mame_lab.data.videos import VideoFile, find_faults
 from mame_lab.errors import MameLabError
 
 FRAMES, RATE, STEP = 40, 20, 5
@@ -22,17 +24,42 @@ PREPROCESSING = Preprocessing(
 )
 
 
-def write_video(path, frames=FRAMES, offset=0):
-    """Grey frames, each `STEP` brighter than the one before it, in groups of 12 with frames that point backwards."""
+def write_video(path, times=range(FRAMES), offset=0, sound=0.0, **options):
+    """Grey frames at these times, each `STEP` brighter than the one before it, in groups of 12 that point backwards.
+
+    `sound`: seconds of silence beside them; `options`: of the container.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
-        stream = container.add_stream("libx264", rate=RATE)
-        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
-        stream.options = {"g": "12", "bf": "2", "qp": "1"}
-        for number in range(frames):
-            picture = np.full((24, 32, 3), offset + STEP * number, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    faststart = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
+    with av.open(str(path), "w", options=faststart | options) as container:
+        stream = add_pictures(container)
+        silence = container.add_stream("aac", rate=48000) if sound else None
+        write_pictures(container, stream, times, offset)
+        if silence:
+            write_silence(container, silence, sound)
+
+
+def add_pictures(container):
+    stream = container.add_stream("libx264", rate=RATE, options={"g": "12", "bf": "2", "qp": "1"})
+    stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+    return stream
+
+
+def write_pictures(container, stream, times, offset=0):
+    for number, time in enumerate(times):
+        picture = np.full((24, 32, 3), (offset + STEP * number) % 256, np.uint8)
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame.pts, frame.time_base = time, Fraction(1, RATE)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def write_silence(container, stream, seconds):
+    for start in range(0, int(48000 * seconds), 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
 
 
 def cut_in_half(path):
@@ -57,7 +84,7 @@ def brightness(x_TCHW):
     return [round(value) for value in x_TCHW.float().mean((1, 2, 3)).tolist()]
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts", ".flv"])
 def test_every_frame_is_found_alone_and_in_any_order(tmp_path, suffix):
     write_video(path := tmp_path / f"video{suffix}")
     video = VideoFile(str(path))
@@ -101,10 +128,80 @@ def test_a_clip_is_decoded_from_the_key_frame_before_it_to_its_end(tmp_path, mon
     assert decoded[0] > 12  # of the group before, at most what its last frame points to
 
 
-def test_a_container_that_cannot_be_searched_gives_no_wrong_frame(tmp_path):
-    write_video(path := tmp_path / "video.ts")
-    with pytest.raises(MameLabError, match=r"video.ts cannot be read \(frame 1 cannot be found\)"):
-        VideoFile(str(path)).read([1])
+LENGTHS = {
+    "sound that is longer": ("video.mkv", {"sound": 5.0}, range(FRAMES)),
+    "much longer sound, and hardly searchable": ("video.ts", {"sound": 20.0}, range(FRAMES)),
+    "a clock that starts late": ("video.mkv", {"times": range(100, 100 + FRAMES)}, range(FRAMES)),
+    "a clock that starts late, and a count": ("video.mp4", {"times": range(100, 100 + FRAMES)}, range(FRAMES)),
+    "no duration": ("video.mkv", {"live": "1"}, range(FRAMES)),
+    "fragments": ("video.mp4", {"movflags": "frag_keyframe+empty_moov", "sound": 5.0}, range(FRAMES)),
+    "an edit list": ("video.mp4", {"times": range(-15, FRAMES - 15)}, range(15, FRAMES)),
+    "a single frame": ("video.mkv", {"times": [0]}, [0]),
+    "a single frame, and no rate": ("video.ts", {"times": [0]}, [0]),
+    "a gap": ("video.mkv", {"times": [0, 1, 2, 6, 7]}, [0, 1, 2, 3, 3, 3, 3, 4]),
+    "a gap, and a count": ("video.mp4", {"times": [0, 1, 2, 6, 7]}, [0, 1, 2, 3, 3]),
+}
+
+
+@pytest.mark.parametrize(("name", "options", "shown"), LENGTHS.values(), ids=LENGTHS)
+def test_the_frames_that_are_there_are_found(tmp_path, name, options, shown):
+    write_video(path := tmp_path / name, **options)
+    video = VideoFile(str(path))
+    assert len(video) == len(shown)
+    assert brightness(video.read(range(len(video)))) == pytest.approx([STEP * number for number in shown], abs=3)
+    assert torch.equal(video.read([len(video) - 1]), video.read([0, len(video) - 1])[1:])
+    assert not find_faults([str(path)], tmp_path / "checked.json")
+
+
+def test_a_last_picture_that_stays_is_no_early_end(tmp_path):
+    first, *others = (Image.new("L", (32, 24), STEP * number) for number in range(5))
+    first.save(path := tmp_path / "video.gif", save_all=True, append_images=others, duration=[50] * 4 + [5000])
+    assert len(VideoFile(str(path))) == 5
+    assert not find_faults([str(path)], tmp_path / "checked.json")
+
+
+def test_the_length_of_a_video_is_found_without_decoding(tmp_path, monkeypatch):
+    write_video(path := tmp_path / "video.mkv", range(50 * RATE))
+    real, decoded = av.open, []
+    monkeypatch.setattr(av, "open", lambda path: Watched(real(path), decoded))
+    assert len(VideoFile(str(path))) == 50 * RATE
+    assert decoded == []
+
+
+def write_beside_a_cover(path, sound):
+    """Pictures, or silence, beside a stream of one black picture; in a .mkv that one comes first."""
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 8, 8, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        stream = container.add_stream("aac", rate=48000) if sound else add_pictures(container)
+        container.start_encoding()
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((8, 8, 3), np.uint8))))
+        container.mux(cover.encode())
+        if sound:
+            write_silence(container, stream, sound)
+        else:
+            write_pictures(container, stream, range(FRAMES))
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_a_cover_is_no_video(tmp_path, suffix):
+    write_beside_a_cover(path := tmp_path / f"video{suffix}", sound=0)
+    video = VideoFile(str(path))
+    assert len(video) == FRAMES
+    assert brightness(video.read([0, FRAMES - 1])) == pytest.approx([0, STEP * (FRAMES - 1)], abs=3)
+
+
+def test_what_holds_no_video_is_said(tmp_path):
+    write_beside_a_cover(tmp_path / "cover.mp4", sound=2)
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
+        write_silence(container, container.add_stream("aac", rate=48000), 2)
+    with av.open(str(tmp_path / "bare.h264"), "w") as container:
+        write_pictures(container, add_pictures(container), range(FRAMES))
+    paths = [str(tmp_path / name) for name in ("cover.mp4", "sound.mkv", "bare.h264")]
+    nothing, no_time = "it holds no pictures, or a cover alone", "it holds no pictures that have a time"
+    faults = dict(zip(paths, (nothing, nothing, no_time), strict=True))
+    assert find_faults(paths, tmp_path / "checked.json") == faults
 
 
 @pytest.mark.parametrize("folder", ["", "annotations"])
@@ -141,6 +238,76 @@ def test_lists_of_paths_and_numbers(tmp_path):
     (tmp_path / "classes.txt").write_text("run\njump\n")
     with pytest.raises(MameLabError, match=r"classes.txt has 2 lines, and there is a class 2: give"):
         Kinetics400(root=str(tmp_path)).splits()
+
+
+TABLE = "label,youtube_id,time_start,time_end,split\n"
+LISTS = {
+    "a mark": ("\ufeffa.mp4 0\nb c.mp4 1\n", ["0", "1"]),
+    "a mark before a header": ("\ufeffpath,label\na.mp4,cat\nb c.mp4,dog\n", ["cat", "dog"]),
+    "ends of lines": ("a.mp4 0\r\n\r\nb c.mp4 1\r\n\r\n", ["0", "1"]),
+    "commas": ("a.mp4,0\nb c.mp4, 1\n", ["0", "1"]),
+    "tabs": ("a.mp4\t0\nb c.mp4\t1\n", ["0", "1"]),
+    "quotes": ('"a.mp4","0"\n"b c.mp4" 1\n', ["0", "1"]),
+    "a header": ("label;path\n00;a.mp4\n01;b c.mp4\n", ["0", "1"]),
+}
+
+
+@pytest.mark.parametrize(("text", "classes"), LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_list_is_read_where_it_is_plain(tmp_path, text, classes, encoding):
+    (tmp_path / "val.csv").write_bytes(text.removeprefix("\ufeff" * (encoding == "utf-16")).encode(encoding))
+    splits = Kinetics400(root=str(tmp_path)).splits()
+    assert sorted(splits.val.files) == [(str(tmp_path / "a.mp4"), 0), (str(tmp_path / "b c.mp4"), 1)]
+    assert splits.classes == classes
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ", "])
+def test_a_table_of_kinetics_is_read_by_its_columns(tmp_path, separator):
+    rows = [["youtube_id", "label", "time_start", "time_end"], ["c-_", '"run, fast"', "1.0", "11"]]
+    (tmp_path / "val.csv").write_text("\n".join(separator.join(row) for row in rows), encoding="utf-8-sig")
+    splits = Kinetics400(root=str(tmp_path)).splits()
+    assert splits.val.files == [(str(tmp_path / "val/c-__000001_000011.mp4"), 0)]
+    assert splits.classes == ["run, fast"]
+
+
+def test_names_of_classes_have_no_mark_and_no_blank_line_behind_them(tmp_path):
+    (tmp_path / "val.csv").write_text("a.mp4 0\nb.mp4 1\n")
+    (tmp_path / "classes.txt").write_bytes("run \r\njump\r\n \r\n\r\n".encode("utf-8-sig"))
+    assert Kinetics400(root=str(tmp_path)).splits().classes == ["run", "jump"]
+
+
+REFUSED_LISTS = {
+    "empty": ("", "{list} lists no videos: "),
+    "blank": (" \n\n", "{list} lists no videos: "),
+    "a header alone": (TABLE, "{list} lists no videos: "),
+    "no labels": ("youtube_id,time_start\na,0\n", "{list} has the columns youtube_id, time_start: give it label, you"),
+    "no times": ("label,youtube_id\nrun,a\n", "{list} has the columns label, youtube_id: give it label, youtube_id"),
+    "a short row": (TABLE + "run,a\n", "{list}, line 2: 'run,a' has no time_start: "),
+    "an empty time": (TABLE + "run,a,,11,val\n", "{list}, line 2: 'run,a,,11,val' has no time_start: "),
+    "an empty label": (TABLE + ",a,1,11,val\n", "{list}, line 2: ',a,1,11,val' has no label: "),
+    "a word as time": (
+        TABLE + "\nrun,a,1,end,val\n",
+        "{list}, line 3: 'run,a,1,end,val' has no number of seconds in time_",
+    ),
+    "an endless time": (
+        TABLE + "run,a,inf,1,val\n",
+        "{list}, line 2: 'run,a,inf,1,val' has no number of seconds in time_",
+    ),
+    "an open quote": (TABLE + '"run,a,1,11,val\n', "{list}, line 2: '\"run,a,1,11,val' has no youtube_id: "),
+    "a comma too many": ("path,label\na,b.mp4,0\n", "{list}, line 2: 'a,b.mp4,0' has more cells than columns"),
+    "a small two": ("a.mp4 \u00b2\n", "{list}, line 1: 'a.mp4 \u00b2' is no 'PATH LABEL'"),
+    "Latin-1": ("a.mp4 0\nvid\xe9o.mp4 0\n".encode("latin-1"), "{list}, line 2, is no text in UTF-8: "),
+    "UTF-16 without a mark": ("a.mp4 0\n".encode("utf-16-le"), "{list}, line 1, is no text in UTF-8: "),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), REFUSED_LISTS.values(), ids=REFUSED_LISTS)
+def test_a_list_that_is_wrong_is_named(tmp_path, text, message):
+    path = tmp_path / "val.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(MameLabError, match="^" + re.escape(message.format(list=path))) as raised:
+        Kinetics400(root=str(tmp_path)).splits()
+    assert "\n" not in str(raised.value)
 
 
 def test_videos_come_in_mixed_order(tmp_path):
@@ -181,6 +348,14 @@ def test_batches_of_clips_and_of_views(root):
     assert (x_VTCHW.shape, len(y_B)) == ((2 * 6, 4, 3, 16, 16), 2)
     first, last = (x_VTCHW[view].mean((1, 2, 3)) * 255 for view in (0, 5))
     assert (last - first).tolist() == pytest.approx([STEP * (FRAMES - 10)] * 4, abs=4)
+
+
+def test_a_video_that_was_cut_off_is_broken(tmp_path):
+    for name in ("picture.mkv", "sound.mkv"):
+        write_video(path := tmp_path / name, range(200), sound=10.0 if name == "sound.mkv" else 0)
+        cut_in_half(path)
+        with pytest.raises(MameLabError, match=rf"{name} cannot be read \(it ends after \d\.\d of 10.\d s\)"):
+            len(VideoFile(str(path)))
 
 
 BREAK = {

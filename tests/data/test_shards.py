@@ -93,6 +93,21 @@ def test_splits_are_the_folders_and_names_come_from_a_file(root):
     assert load(root).train is None
 
 
+def test_marks_and_blank_lines_are_no_part_of_names_and_labels(tmp_path):
+    label = "\ufeff1\r\n".encode()
+    write_tar(tmp_path / "val/v.tar", {"a.png": picture(1), "a.cls": label})
+    (tmp_path / "classes.txt").write_bytes("cat\r\ndog\r\n\r\n".encode("utf-8-sig"))
+    splits = load(tmp_path)
+    assert splits.classes == ["cat", "dog"]
+    assert splits.val[0][1] == 1
+
+
+def test_names_in_another_encoding_are_refused(root):
+    (root / "classes.txt").write_bytes("cat\ncaf\xe9\n".encode("latin-1"))
+    with pytest.raises(MameLabError, match=f"^{root}/classes.txt, line 2, is no text in UTF-8: save"):
+        load(root)
+
+
 def test_images_come_in_a_fixed_mixed_order(root):
     labels = [label for _, label in colours(load(root).train)]
     assert set(labels[:8]) == {0, 1, 2}
@@ -105,6 +120,20 @@ def test_images_become_rgb(tmp_path):
     write_tar(tmp_path / "val/v.tar", {"a.png": file.getvalue(), "a.cls": b"0\n"})
     image, label = load(tmp_path).val[0]
     assert (image.mode, image.size, image.getpixel((0, 0)), label) == ("RGB", (3, 2), (9, 9, 9), 0)
+
+
+def test_any_image_that_pillow_reads_is_the_one_of_its_sample(tmp_path):
+    ramp = BytesIO()
+    Image.fromarray(np.arange(0, 65536, 257, np.uint16)[None]).save(ramp, "PNG")
+    write_tar(
+        tmp_path / "val/v.tar",
+        {"a.jfif": picture(5, "JPEG"), "a.cls": b"0", "b.apng": ramp.getvalue(), "b.cls": b"1"}
+        | {"c.png": picture(1), "c.avif": picture(2, "AVIF"), "c.jpg": picture(3, "JPEG"), "c.cls": b"2"},
+    )
+    images = sorted(load(tmp_path).val, key=lambda pair: pair[1])
+    assert [image.size for image, _ in images] == [(6, 4), (256, 1), (6, 4)]
+    assert np.asarray(images[1][0])[0, :, 0].tolist() == list(range(256))
+    assert images[2][0].tobytes() == Image.open(BytesIO(picture(3, "JPEG"))).tobytes()
 
 
 @pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
@@ -273,6 +302,7 @@ def test_webdataset_is_asked_for_where_it_is_needed(root, monkeypatch):
 def test_class_folders_become_shards(make_folder, tmp_path, monkeypatch, capsys):
     folder, out = make_folder({"in/train/cat": 0, "in/train/dog": 3, "in/val/cat": 1, "in/val/dog": 2}) / "in", "out%d"
     Image.new("RGB", (5, 5), "red").save(folder / "train/cat/a.b.JPG")
+    Image.new("RGB", (16, 16), "blue").save(folder / "val/cat/c.avif")
     monkeypatch.setattr(make_shards, "SHARD_BYTES", 150)
     make_shards.make(folder, tmp_path / out)
     made, given = load(tmp_path / out), ImageFolder(root=str(folder)).splits()

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from PIL import Image
 
 from mame_lab.data.unlabelled import Unlabelled
 from mame_lab.errors import MameLabError
@@ -27,6 +28,15 @@ def test_the_seed_says_which_are_val(make_folder):
     root = str(make_folder({"photos": 30}) / "photos")
     held = [files(Unlabelled(root=root, split_seed=seed).splits().val) for seed in (0, 0, 1)]
     assert held[0] == held[1] != held[2]
+
+
+def test_what_is_left_out_is_told(make_folder, caplog):
+    root = make_folder({"photos": 2, "photos/more": 1}) / "photos"
+    Image.new("RGB", (6, 4)).save(root / "a.jfif", "JPEG")
+    (root / "notes.txt").touch()
+    splits = Unlabelled(root=str(root)).splits()
+    assert len(splits.val) + len(splits.test) == 3
+    assert f"dataset.root={root} leaves out 1 folder (more) and 1 file (notes.txt): images are" in caplog.text
 
 
 @pytest.mark.parametrize(
