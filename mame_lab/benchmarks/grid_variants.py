@@ -21,14 +21,18 @@ from mame_lab.merging.windows import part
 
 @dataclass
 class EvenWard(Ward):
-    """As many tokens are removed in every window: no choice over the whole grid."""
+    """The same share of the sources is removed in every window: no choice over the whole grid."""
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         match = super().match(x_BNC, grid)
         height, width = (part(side, self.grid.window) for side in grid)
-        score_BMS = match.score_BS.unflatten(1, (grid[0] * grid[1] // (height * width), -1))
-        rank_BMS = score_BMS.argsort(2, descending=True).argsort(2)
-        return match._replace(score_BS=-rank_BMS.flatten(1).to(score_BMS.dtype))
+        window_S = match.source_S // grid[1] // height * grid[1] + match.source_S % grid[1] // width
+        rank_BS = torch.empty_like(match.score_BS)
+        for window in window_S.unique():
+            in_window_S = window_S == window
+            place_BS = match.score_BS[:, in_window_S].argsort(1, descending=True).argsort(1)
+            rank_BS[:, in_window_S] = place_BS.to(rank_BS.dtype) / place_BS.shape[1]
+        return match._replace(score_BS=-rank_BS)
 
 
 @dataclass

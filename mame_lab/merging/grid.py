@@ -20,7 +20,7 @@ class Grid:
 
     Args:
         window: side of a window in tokens; a side of the grid is cut into parts of the even length nearest to it that
-            divides the side, an odd one is not cut. 0: no windows.
+            divides the side, and where none is near, into parts of which the last is shorter. 0: no windows.
     """
 
     window: int = 16

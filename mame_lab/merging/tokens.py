@@ -59,14 +59,17 @@ class Tokens(NamedTuple):
 
         Returns (B, 1, C).
         """
-        y_BNC = y_BNC[:, self.prefix :]
-        if self.windows > 1:
-            mean_G1C = y_BNC.unflatten(0, (-1, self.windows)).mean((1, 2))[:, None]
-            return mean_G1C.repeat_interleave(self.windows, 0)
+        y_BNC = self._of_grid(y_BNC[:, self.prefix :])
         if self.valid_BN is None:
-            return y_BNC.mean(1, keepdim=True)
-        valid_BN1 = self.valid_BN[:, self.prefix :, None]
-        return (y_BNC * valid_BN1).sum(1, keepdim=True) / valid_BN1.sum(1, keepdim=True)
+            mean_B1C = y_BNC.mean(1, keepdim=True)
+        else:
+            valid_BN1 = self._of_grid(self.valid_BN[:, self.prefix :, None])
+            mean_B1C = (y_BNC * valid_BN1).sum(1, keepdim=True) / valid_BN1.sum(1, keepdim=True)
+        return mean_B1C if self.windows == 1 else mean_B1C.repeat_interleave(self.windows, 0)
+
+    def _of_grid(self, y_BNC: Tensor) -> Tensor:
+        """The windows of a grid as one sample."""
+        return y_BNC if self.windows == 1 else y_BNC.unflatten(0, (-1, self.windows)).flatten(1, 2)
 
     def keys(self) -> Tensor:
         """The attention keys of all heads: (B, N, H * D)."""

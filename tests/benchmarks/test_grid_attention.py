@@ -141,6 +141,15 @@ def test_in_every_window_the_nearest_sources_are_removed_and_as_many_of_them():
     assert set(even) == nearest != set(ranked[:16])
 
 
+def test_shorter_windows_lose_the_same_share():
+    x_1NC = torch.randn(1, 121, 48, generator=torch.Generator().manual_seed(0))
+    match = EvenWard(grid=Grid(window=4)).match(x_1NC, (11, 11))
+    removed = set(assign(match, 121, len(match.source_S) // 2).source_BR[0].tolist())
+    for row, column in [(0, 0), (0, 8), (8, 8)]:
+        of_window = {i for i in match.source_S.tolist() if (i // 11 // 4 * 4, i % 11 // 4 * 4) == (row, column)}
+        assert abs(len(removed & of_window) - len(of_window) / 2) <= 1
+
+
 def test_a_checkerboard_has_a_target_beside_every_source():
     x_1NC = noise()
     match = CheckerboardWard().match(x_1NC, GRID)

@@ -102,11 +102,58 @@ def test_ward_compares_windows_on_one_scale():
 
 @pytest.mark.parametrize(
     ("side", "window", "length"),
-    [(64, 16, 16), (96, 16, 16), (48, 16, 16), (40, 16, 20), (60, 16, 20), (67, 16, 67), (45, 16, 45), (1, 16, 1)],
+    [
+        *((64, 16, 16), (96, 16, 16), (48, 16, 16), (40, 16, 20), (60, 16, 20), (52, 16, 26), (50, 16, 10)),
+        *(
+            (58, 16, 16),
+            (62, 16, 16),
+            (74, 16, 16),
+            (82, 16, 18),
+            (106, 16, 16),
+            (68, 16, 34),
+            (92, 16, 16),
+            (124, 16, 16),
+        ),
+        *((67, 16, 18), (45, 16, 16), (25, 16, 14), (23, 16, 23), (1, 16, 1), (6, 16, 6), (9, 2, 4), (128, 8, 8)),
+    ],
 )
-def test_windows_divide_a_side(side, window, length):
+def test_a_side_is_cut_into_windows(side, window, length):
+    """Where an even length divides it into equal ones, elsewhere the last is shorter."""
     assert part(side, window) == length
     assert part(side, 0) == side
+
+
+@pytest.mark.parametrize("window", [4, 8, 16])
+def test_the_search_grows_with_the_tokens_at_any_size(window):
+    for side in range(1, 257):
+        length = part(side, window)
+        assert length <= 2.5 * window
+        assert length % 2 == 0 or length == side
+
+
+@pytest.mark.parametrize("grid", [(58, 34), (25, 29)])
+def test_padding_is_in_no_window(grid):
+    """It is no target, and does not change the scale by which windows are compared."""
+    x_BNC = grid_tokens(2, grid)
+    match = Ward(r=0.5).match(x_BNC, grid)
+    assert sorted({*match.source_S.tolist(), *even_places(grid)}) == list(range(grid[0] * grid[1]))
+    assert {*match.nearest_BS.flatten().tolist()} <= even_places(grid)
+    whole = Ward(r=0.5, grid=Grid(window=0)).match(x_BNC, grid)
+    order = match.source_S.argsort()
+    same_BR = match.nearest_BS[:, order] == whole.nearest_BS
+    assert same_BR.any()
+    torch.testing.assert_close(match.score_BS[:, order][same_BR], whole.score_BS[same_BR])
+
+
+def test_padding_costs_no_synchronisation_with_the_device():
+    """Tensors without values have shapes alone."""
+    for method in (Ward(r=0.5), MaMe(r=0.5)):
+        match = method.match(torch.empty(2, 58 * 29, 6, device="meta"), (58, 29))
+        assert match.score_BS.shape == match.nearest_BS.shape == (2, 58 * 29 - 29 * 15)
+
+
+def even_places(grid: tuple[int, int]) -> set[int]:
+    return {i * grid[1] + j for i in range(0, grid[0], 2) for j in range(0, grid[1], 2)}
 
 
 @pytest.mark.parametrize("grid", [(60, 60), (45, 45), (90, 160), (50, 45)])

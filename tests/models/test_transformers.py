@@ -80,11 +80,65 @@ def test_refused_with_the_class_and_what_is_supported(make, named):
     assert [type(module) for module in model.modules()] == types
 
 
-def test_attention_changed_afterwards_is_refused_too():
-    model = mame_lab.apply(build("hf_vit", depth=2), r=2)
+@every_family
+@pytest.mark.parametrize("path", ["", "base_model"])
+@pytest.mark.parametrize("implementation", ["eager", {"": "eager"}], ids=str)
+@torch.no_grad()
+def test_attention_changed_afterwards_is_refused_too(name, path, implementation):
+    model, x = mame_lab.apply(build(name, depth=2), r=2), inputs(name)
+    merged = logits(model, x)
+    getattr(model, path, model).set_attn_implementation(implementation)
+    for call in (model, model.base_model, lambda x: mame_lab.apply(model, r=3)):
+        with pytest.raises(TypeError, match=r"here it is eager: call model.set_attn_implementation\('sdpa'\)"):
+            call(x)
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(logits(model, x), merged)
     model.set_attn_implementation("eager")
-    with pytest.raises(TypeError, match="sdpa"):
-        model(inputs("hf_vit"))
+    torch.testing.assert_close(logits(mame_lab.remove(model), x), logits(build(name, depth=2), x))
+
+
+@every_family
+def test_attentions_are_refused(name):
+    model = mame_lab.apply(build(name, depth=2), r=2)
+    for call in (model, model.base_model):
+        with pytest.raises(mame_lab.MameLabError, match="output_attentions has no meaning while tokens merge"):
+            call(inputs(name), output_attentions=True)
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    model.set_attn_implementation("sdpa")
+    with pytest.raises(mame_lab.MameLabError, match="output_attentions has no meaning while tokens merge"):
+        model(inputs(name))
+
+
+@every_family
+@pytest.mark.parametrize("asked", [True, False, None, 0, 3, -1, [1, -1], (0, 2), [-7, 99], [99], []], ids=str)
+@torch.no_grad()
+def test_hidden_states_are_those_that_are_asked_for(name, asked):
+    """transformers puts None in the place of the others."""
+    x, plain = inputs(name), build(name)
+    model = mame_lab.apply(build(name), r=3)
+    for found, expected in ((model, plain), (model.base_model, plain.base_model)):
+        every = found(x, output_hidden_states=True).hidden_states
+        for given in ({"output_hidden_states": asked}, {}):
+            found.config.output_hidden_states = expected.config.output_hidden_states = not given and asked
+            states, of_plain = (each(x, **given).hidden_states for each in (found, expected))
+            if of_plain is None:
+                assert states is None
+                continue
+            for state, at, one in zip(states, of_plain, every, strict=True):
+                assert (state is None) == (at is None)
+                assert state is None or torch.equal(state, one)
+
+
+@every_family
+@torch.no_grad()
+def test_a_classifier_merges_though_its_backbone_does(name):
+    model, x = build(name), inputs(name)
+    plain, merged = logits(model, x), logits(mame_lab.apply(build(name), r=3), x)
+    mame_lab.apply(model.base_model, r=5)
+    assert not torch.equal(logits(model, x), plain)
+    assert torch.equal(logits(mame_lab.apply(model, r=3), x), merged)
+    assert torch.equal(logits(mame_lab.remove(model), x), plain)
 
 
 def test_reentrant_checkpoints_are_refused():

@@ -77,8 +77,9 @@ def detach(model: Any) -> None:
     """Give back transformers' own classes, whose parameters never changed."""
     if isinstance(model.base_model, MergingBackbone):
         _change(model, architecture_of(model).plain)
-        for part in {model, model.base_model}:
-            del part.method, part.methods, part.schedule
+        for part in (model, model.base_model):
+            for key in ("method", "methods", "schedule"):
+                vars(part).pop(key, None)
 
 
 def _change(model: Any, classes: dict[type[nn.Module], type[nn.Module]]) -> None:

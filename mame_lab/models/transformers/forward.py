@@ -4,7 +4,7 @@ B batch, N tokens, K tokens that remain after merging, C channels.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,7 @@ from mame_lab.merging.state import MergeState
 from mame_lab.models.stages import Halfway
 
 Class = type[Any]
-Encoded = tuple[Tensor, MergeState, tuple[Tensor, ...] | None]
+Encoded = tuple[Tensor, MergeState, tuple[Tensor | None, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -87,24 +87,22 @@ class MergingBackbone(Merging):
         x_BKC, state, hidden_states = self.encode(pixel_values, record=True, **options)
         return self.output(state.restore(x_BKC), hidden_states=hidden_states)
 
-    def encode(
-        self, pixel_values: Tensor, record: bool = False, output_hidden_states: bool | None = None, **options: Any
-    ) -> Encoded:
+    def encode(self, pixel_values: Tensor, record: bool = False, **options: Any) -> Encoded:
         """The merged tokens (B, K, C) after the final norm, the state that came with them, and the hidden states.
 
         Args:
             pixel_values: images (B, 3, H, W) or videos (B, T, 3, H, W).
             record: keep the plans in the state, so that `state.restore` brings the tokens back to the full sequence.
-            output_hidden_states: also the tokens before the first layer and after each, restored. None: as the model's
-                configuration says.
             options: what else transformers' forward takes; most has no meaning for merged tokens (MameLabError).
+                `output_hidden_states` (if it is not given, that of the configuration) asks for the tokens before the
+                first layer and after each, restored: all, or those that it lists, None in the place of the others.
         """
-        hidden = bool(self.config.output_hidden_states if output_hidden_states is None else output_hidden_states)
+        asked = options.pop("output_hidden_states", self.config.output_hidden_states)
+        chosen = chosen_states(asked, len(self.get_submodule(layers_of(self))) + 1)
         hidden_states = []
-        for x_BNC, state in self.run(pixel_values, record or hidden, options):
-            if hidden:
-                hidden_states.append(state.restore(state.unpack(x_BNC)))
-        return state.unpack(self.norm(x_BNC)), state, tuple(hidden_states) if hidden else None
+        for index, (x_BNC, state) in enumerate(self.run(pixel_values, record or bool(asked), options)):
+            hidden_states.append(state.restore(state.unpack(x_BNC)) if index in chosen else None)
+        return state.unpack(self.norm(x_BNC)), state, tuple(hidden_states) if asked else None
 
     def plans(self, pixel_values: Tensor) -> list[MergePlan | None]:
         """The merge step of each layer, None where it has none."""
@@ -114,7 +112,7 @@ class MergingBackbone(Merging):
     def run(self, pixel_values: Tensor, record: bool, options: dict[str, Any]) -> Iterator[tuple[Tensor, MergeState]]:
         """The tokens and the state before the first layer and after each."""
         check_attention(self)
-        x_BNC = self.embed(pixel_values, **options)
+        x_BNC = self.embed(pixel_values, **{"output_attentions": self.config.output_attentions} | options)
         yield from self.run_layers(x_BNC, MergeState(prefix_of(self), record, self.packs))
 
     @property
@@ -193,6 +191,14 @@ def layers_of(backbone: Any) -> str:
 def prefix_of(backbone: Any) -> int:
     """Tokens at the front that never merge: class and registers."""
     return int(hasattr(backbone.embeddings, "cls_token")) + getattr(backbone.config, "num_register_tokens", 0)
+
+
+def chosen_states(asked: bool | int | Iterable[int] | None, states: int) -> set[int]:
+    """Which of so many hidden states `output_hidden_states` asks for; an index out of range chooses none."""
+    if asked is None or isinstance(asked, bool):
+        return set(range(states)) if asked else set()
+    indices = [asked] if isinstance(asked, int) else asked
+    return {index % states for index in indices if -states <= index < states}
 
 
 def refuse(options: dict[str, Any]) -> None:
