@@ -25,8 +25,8 @@ from mame_lab.errors import MameLabError
 log = logging.getLogger(__name__)
 
 REASON = "error.txt"  # in the folder of a run that failed
-# How often a thread looks for the others before it sleeps, of OpenMP as Linux has it. By its own count threads that wait
-# keep their cores for milliseconds, which another process on them lacks: beside one, training took 20 times as long.
+# How often a thread looks for the others before it sleeps, in OpenMP on Linux. By default one that waits keeps its core
+# for milliseconds, which another process there lacks: beside one, training took 20 times as long.
 PATIENCE = "2000"
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
