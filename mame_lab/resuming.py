@@ -122,7 +122,8 @@ class BestSoFar(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Raise MameLabError where it is gone."""
         best = trainer.checkpoint_callback
-        assert isinstance(best, ModelCheckpoint)
+        if not isinstance(best, ModelCheckpoint):  # as with trainer.fast_dev_run
+            return
         state = checkpoint["callbacks"].get(best.state_key, {})
         if not state.get("best_model_path"):
             return
