@@ -46,7 +46,7 @@ class Assignment(NamedTuple):
         """The mean of the tokens that each one stands for; a token that stands for itself alone is kept to the bit."""
         dtype = self.size_BK1.dtype  # Half precision would lose what a sum of many holds.
         total_BKC = take(x_BNC, self.index_BK).to(dtype)
-        row_BR = self.row_BR + torch.arange(len(x_BNC), device=x_BNC.device)[:, None] * total_BKC.shape[1]
+        row_BR = self.row_BR + torch.arange(x_BNC.shape[0], device=x_BNC.device)[:, None] * total_BKC.shape[1]
         source_BRC = take(x_BNC, self.source_BR).to(dtype)
         total_BKC = total_BKC.flatten(0, 1).index_add(0, row_BR.flatten(), source_BRC.flatten(0, 1)).view_as(total_BKC)
         return (total_BKC / self.size_BK1).to(x_BNC.dtype)
@@ -70,8 +70,8 @@ def assign(match: Match, tokens: int, leave: int) -> Assignment:
     """
     order_BR = match.score_BS.sort(dim=1, descending=True, stable=True).indices[:, :leave]
     source_BR = match.source_S[order_BR]
-    batch, device = len(order_BR), order_BR.device
-    stays_BN = torch.ones(batch, tokens, dtype=torch.bool, device=device).scatter_(1, source_BR, False)
+    batch, device = order_BR.shape[0], order_BR.device
+    stays_BN = torch.ones(batch, tokens, dtype=torch.bool, device=device).scatter_(1, source_BR, 0)
     place_BN = stays_BN.cumsum(1) - 1
     here_BN = torch.arange(tokens, device=device).expand(batch, -1)
     slot_BN = place_BN.where(stays_BN, tokens - leave)

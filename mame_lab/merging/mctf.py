@@ -47,7 +47,7 @@ class MCTF(Method):
         score_BTS = matching.attraction(attention_BN1, tokens, *self.temperatures)
         best_BS, nearest_BS = score_BTS.max(1)
         there_BR = matching.highest(best_BS, leave // 2)
-        gone_BS = torch.zeros_like(best_BS, dtype=torch.bool).scatter(1, there_BR, True)
+        gone_BS = torch.zeros_like(best_BS, dtype=torch.bool).scatter(1, there_BR, 1)
         best_BT, nearest_BT = score_BTS.masked_fill(gone_BS[:, None], float("-inf")).max(2)
         back_BR = matching.highest(best_BT, leave - leave // 2)
 

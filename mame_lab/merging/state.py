@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mame_lab.errors import MameLabError
 from mame_lab.merging.attention import Attention
 from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
@@ -81,9 +82,18 @@ class MergeState(NamedTuple):
 
         Returns:
             The tokens that remain, and the state after the step.
+
+        Raises:
+            MameLabError: torch.jit.trace would keep what follows from the values of one batch.
         """
         if leave == 0:
             return x_BNC, self
+        tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        if tracing and (leave is None or "graph" in method.gives_up):
+            raise MameLabError(
+                f"torch.jit.trace would keep what mame={method} decides for one batch: set a budget of another method "
+                f"than atc, such as mame=ward mame.r=8"
+            )
         tokens = self._tokens(method, x_BNC, input_BNC, attention)
         plan, x_BKC, size_BK1, bias_B11K = merge_step(method, tokens, leave)
         packing = None

@@ -27,7 +27,7 @@ def match(similarity: Callable[[Tokens], Tensor], x_BNC: Tensor, grid: tuple[int
         grid: its rows and columns.
         window: see `Grid`.
     """
-    batch, device = len(x_BNC), x_BNC.device
+    batch, device = x_BNC.shape[0], x_BNC.device
     height, width = (part(side, window) for side in grid)
     targets_T, sources_S = partition(height, width, device)
     here_N = torch.arange(grid[0] * grid[1], device=device)

@@ -19,6 +19,7 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import full_precision
 from mame_lab.models.parts import stands_in
+from mame_lab.models.tracing import Unscripted, refuse_fx
 
 # What carries the context to the attentions: an entry of diffusers' own cross_attention_kwargs.
 KEY = "merging"
@@ -41,6 +42,7 @@ class UNetMergeContext:
 
     def enter(self, unet: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """The U-Net's forward pre-hook: it hands this to the transformers and their attentions."""
+        refuse_fx(args[0] if args else kwargs.get("sample"))
         if len(args) > POSITIONAL:
             raise MameLabError("a U-Net that merges takes cross_attention_kwargs by keyword: call it so")
         return args, kwargs | {"cross_attention_kwargs": (kwargs.get("cross_attention_kwargs") or {}) | {KEY: self}}
@@ -52,7 +54,7 @@ class UNetMergeContext:
             level: the index of its resolution among those of the U-Net.
             x_BNC: the tokens that enter it, row by row.
         """
-        tokens = x_BNC.shape[1]
+        tokens = int(x_BNC.shape[1])
         leave = self.schedule.leaving(level, tokens, tokens - unmergeable(self.grid))
         if not leave:
             return None
@@ -61,11 +63,11 @@ class UNetMergeContext:
 
 
 @stands_in
-class MergingTransformer(Transformer2DModel):
+class MergingTransformer(Unscripted, Transformer2DModel):
     """diffusers' Transformer2DModel, which tells its attentions the grid."""
 
     def forward(self, hidden_states: Tensor, *args, cross_attention_kwargs: dict[str, Any], **kwargs):
-        merging = replace(cross_attention_kwargs[KEY], grid=tuple(hidden_states.shape[-2:]))
+        merging = replace(cross_attention_kwargs[KEY], grid=tuple(map(int, hidden_states.shape[-2:])))
         return super().forward(
             hidden_states, *args, cross_attention_kwargs=cross_attention_kwargs | {KEY: merging}, **kwargs
         )

@@ -19,6 +19,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
 from mame_lab.models.stages import Halfway
+from mame_lab.models.tracing import Unscripted, refuse_fx
 
 POOLS = ("", "token", "avg", "map")
 TimmTransformer = VisionTransformer | Eva
@@ -41,7 +42,7 @@ class Architecture:
     attentions: tuple[type[nn.Module], ...]
 
 
-class MergingTransformer(nn.Module):
+class MergingTransformer(Unscripted, nn.Module):
     """Merging as a way through the blocks of a timm transformer: the first base of a class, before the transformer.
 
     Its blocks are called with (x_BNC, state, method, leave, *block_inputs) and return the tokens and the state.
@@ -164,6 +165,7 @@ class MergingTransformer(nn.Module):
     def _start(
         self, x: Tensor, attn_mask: Tensor | None, is_causal: bool, record: bool
     ) -> tuple[Tensor, MergeState, Any]:
+        refuse_fx(x)
         if attn_mask is not None or is_causal:
             raise MameLabError("attn_mask and is_causal have no meaning while tokens merge: call mame_lab.remove first")
         x_BNC, embedding = self.embed(x)

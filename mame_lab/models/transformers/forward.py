@@ -20,6 +20,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
 from mame_lab.models.stages import Halfway
+from mame_lab.models.tracing import Unscripted, refuse_fx
 
 Class = type[Any]
 Encoded = tuple[Tensor, MergeState, tuple[Tensor | None, ...] | None]
@@ -52,7 +53,7 @@ class Architecture:
         return {merging: plain for plain, merging in self.merging.items()}
 
 
-class Merging(nn.Module):
+class Merging(Unscripted, nn.Module):
     """What a merging classifier and its backbone share."""
 
     method: Method
@@ -82,8 +83,12 @@ class MergingBackbone(Merging):
     def output(self, x_BNC: Tensor, **others: Any) -> ModelOutput:
         """What the model returns for its tokens after the final norm."""
 
-    @can_return_tuple
     def forward(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
+        refuse_fx(pixel_values)  # Before a decorator takes all arguments, as those of torch.fx cannot be.
+        return self._features(pixel_values, **options)
+
+    @can_return_tuple
+    def _features(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
         x_BKC, state, hidden_states = self.encode(pixel_values, record=True, **options)
         return self.output(state.restore(x_BKC), hidden_states=hidden_states)
 
@@ -98,7 +103,7 @@ class MergingBackbone(Merging):
                 first layer and after each, restored: all, or those that it lists, None in the place of the others.
         """
         asked = options.pop("output_hidden_states", self.config.output_hidden_states)
-        chosen = chosen_states(asked, len(self.get_submodule(layers_of(self))) + 1)
+        chosen = chosen_states(asked, self.config.num_hidden_layers + 1)
         hidden_states = []
         for index, (x_BNC, state) in enumerate(self.run(pixel_values, record or bool(asked), options)):
             hidden_states.append(state.restore(state.unpack(x_BNC)) if index in chosen else None)
@@ -140,7 +145,6 @@ class MergingClassifier(Merging):
     def pool(self, x_BKC: Tensor, state: MergeState) -> Tensor:
         """What enters the head, from the tokens after the final norm."""
 
-    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor | Halfway,
@@ -148,8 +152,15 @@ class MergingClassifier(Merging):
         num_items_in_batch: Tensor | int | None = None,
         **options: Any,
     ) -> ImageClassifierOutput:
+        refuse_fx(pixel_values)
         if isinstance(pixel_values, Halfway):
             return ImageClassifierOutput(logits=self._go_on(pixel_values))
+        return self._classify(pixel_values, labels, num_items_in_batch, **options)
+
+    @can_return_tuple
+    def _classify(
+        self, pixel_values: Tensor, labels: Tensor | None, num_items_in_batch: Tensor | int | None, **options: Any
+    ) -> ImageClassifierOutput:
         x_BKC, state, hidden_states = self.base_model.encode(pixel_values, **options)
         logits_BK = self.classifier(self.pool(x_BKC, state))
         loss = None
