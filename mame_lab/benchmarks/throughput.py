@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mame_lab import speed
 from mame_lab.benchmarks.settings import Throughput
-from mame_lab.compilation import compile_models
+from mame_lab.compilation import check_compiles, compile_models
 from mame_lab.data.datamodule import ImageData
 from mame_lab.merging import METHODS, Method
 from mame_lab.merging.plan import MergePlan
@@ -77,6 +77,7 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
     compiled = {name: twin(each) for name, each in models.items()} if settings.compiled else {}
     if compiled:
         compile_models(*compiled.values())
+        check_compiles(model, device, "benchmark.compiled")
     for batch in settings.batch_sizes:
         forwards = {(name, ""): each for name, each in models.items()}
         forwards |= {(name, "compiled"): each for name, each in compiled.items()}
