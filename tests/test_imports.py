@@ -41,7 +41,7 @@ ARROWS = {
     "comparison": ["data", "fidelity", "results"],
     "compilation": [],
     "costs": ["models", "speed"],
-    "targets": ["costs", "data", "merging", "models", "speed"],
+    "targets": ["costs", "data", "merging", "models", "precision", "speed", "training"],
     "benchmarks": [
         "checkpoint",
         "comparison",
@@ -50,6 +50,7 @@ ARROWS = {
         "fidelity",
         "merging",
         "models",
+        "precision",
         "results",
         "speed",
         "targets",
@@ -68,7 +69,7 @@ ARROWS = {
     ],
     "budgets": ["config", "data", "merging", "models"],
     "cli": [],
-    "evaluation": ["comparison", "compilation", "config", "data", "models", "results", "speed"],
+    "evaluation": ["comparison", "compilation", "config", "data", "models", "precision", "results", "speed"],
     "fitting": [
         "checkpoint",
         "compilation",
@@ -80,8 +81,8 @@ ARROWS = {
         "tasks",
         "trunk",
     ],
-    "batch_effect": ["data", "models", "targets"],
-    "pictures": ["config", "data", "models", "visualize"],
+    "batch_effect": ["data", "models", "precision", "targets"],
+    "pictures": ["config", "data", "models", "precision", "visualize"],
     "synthesis": ["config", "data", "hub", "merging", "models", "results", "speed", "tasks", "tracking"],
     "__init__": ["merging", "model_summary", "models", "targets"],
 }
