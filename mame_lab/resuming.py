@@ -64,6 +64,11 @@ class EverySteps(Callback):
     def __init__(self, path: Path, steps: int) -> None:
         self.path, self.steps = path, steps
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning counts a batch twice that was begun, but not done, when the checkpoint was written."""
+        total = trainer.fit_loop.epoch_loop.batch_progress.total
+        total.ready = total.started = total.processed
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not at the end of the batch before: its metrics are logged by now.
         updated = batch_idx > 0 and batch_idx % trainer.accumulate_grad_batches == 0
@@ -71,8 +76,9 @@ class EverySteps(Callback):
             trainer.save_checkpoint(self.path)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts the last update of a checkpoint from within an epoch again."""
-        if trainer.fit_loop.epoch_loop.batch_progress.current.started < trainer.num_training_batches:
+        """Lightning counts the last update before such a batch again."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        if progress.processed < progress.ready:
             checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
 
 
