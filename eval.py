@@ -61,13 +61,13 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
         print("The weights are random: read cost and speed, not accuracy. Give ckpt=FILE or model.weights=FILE.")
 
     loggers = run.logger.build(folder, values)
-    trainer = run.trainer.build(folder, loggers)
+    trainer = run.trainer.unsharded().build(folder, loggers)
     if run.benchmark:
-        with training.processes(trainer):
+        with training.processes(trainer), run.trainer.explained():
             run.benchmark.run(model, run.mame, data, trainer, folder)
         print(f"Written to {folder}")
         return None
-    with training.processes(trainer):
+    with training.processes(trainer), run.trainer.explained():
         run.mame = targets.meet(model, run.mame, data, trainer, folder)
         mame_lab.apply(model, run.mame)
         pictures.check(model, run)

@@ -56,7 +56,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     loggers = run.logger.build(folder, values, past.step if past else 0)
     trainer = run.trainer.build(folder, loggers, [*resuming.callbacks(run.seed), *budgets.callbacks(model, run)])
-    with training.processes(trainer):
+    with training.processes(trainer), run.trainer.explained():
         if past:
             run = config.typed(config.TrainConfig, values | {"mame": past.config["mame"]})
             print(f"Going on from {past.path}, after {past.step} updates of the weights, with mame={run.mame}.")

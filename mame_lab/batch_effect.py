@@ -20,7 +20,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mame_lab.data.datamodule import ImageData
-from mame_lab.models import family_of, twin, unmerged_twin
+from mame_lab.models import family_of, unmerged_twin
+from mame_lab.precision import converted, prepared
 from mame_lab.targets import gflops
 
 BATCH_SIZES = (1, 4, 16, 64)
@@ -44,10 +45,9 @@ class Row(NamedTuple):
 
 def show(model: nn.Module, data: ImageData, trainer: Trainer, most: int, folder: Path) -> None:
     """Measure up to a batch of `most` test images; print the table, write union.csv and union.png."""
-    device, precision = trainer.strategy.root_device, trainer.precision_plugin
-    model = precision.convert_module(twin(model).to(device)).eval()
-    images = precision.convert_input(data.sample(min(most, len(data.splits.test)))[0].to(device))
-    with precision.forward_context():
+    model = prepared(model, trainer).eval()
+    images = converted(data.sample(min(most, len(data.splits.test)))[0], trainer)
+    with trainer.precision_plugin.forward_context():
         found = rows(model, images)
     with (folder / "union.csv").open("w", newline="") as file:
         csv.writer(file).writerows([Row._fields, *found])

@@ -12,21 +12,32 @@ from mame_lab.errors import MameLabError
 log = logging.getLogger(__name__)
 
 
-def check_compiles(model: nn.Module, device: torch.device | str) -> None:
-    """Raise MameLabError where a model takes its shapes from its images, or torch.compile does not work on a device."""
+def check_compiles(model: nn.Module, device: torch.device | str, key: str = "compile") -> None:
+    """Raise MameLabError where a model does not compile into one graph, or torch.compile does not work on a device.
+
+    Args:
+        model: as it is to be compiled.
+        device: where it runs.
+        key: what asks for it.
+    """
     method = vars(model).get("method")
     if method is not None and method.adapts:
         raise MameLabError(
-            f"compile=true needs a budget: mame={method.method} without mame.r lets the images decide how many tokens "
-            f"leave, so that it compiles to dozens of graphs; set mame.r or compile=false"
+            f"{key}=true needs a budget: mame={method.method} without mame.r lets the images decide how many tokens "
+            f"leave, so that it compiles to dozens of graphs; set mame.r or {key}=false"
+        )
+    if method is not None and "graph" in method.gives_up:
+        raise MameLabError(
+            f"{key}=true and mame={method.method} exclude each other, for that does not compile into one graph: take "
+            f"another method or set {key}=false"
         )
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
     except Exception as error:
         reason = " ".join(str(error).partition("\n\n")[0].split())
         raise MameLabError(
-            f"compile=true does not work on this machine ({reason}): install a C++ compiler and, for a GPU, Triton, or "
-            f"set compile=false"
+            f"{key}=true does not work on this machine ({reason}): install a C++ compiler and, for a GPU, Triton, or "
+            f"set {key}=false"
         ) from error
 
 

@@ -106,10 +106,11 @@ class TrainConfig(Config):
             raise MameLabError(f"finetune.cache=true and {other} exclude each other: leave one of the two")
         published = self.model.pretrained and self.model.num_classes is None
         self.finetune.check_head(trained=published or self.model.weights is not None)
-        if self.finetune.distill and self.trainer.shards:
+        whole = {f"finetune.distill={self.finetune.distill}": self.finetune.distill, "compile=true": self.compile}
+        for key in (key for key, given in whole.items() if given and self.trainer.shards):
             raise MameLabError(
-                f"finetune.distill={self.finetune.distill} needs whole weights in every process, and trainer.strategy="
-                f"{self.trainer.strategy} shards them: take trainer=ddp"
+                f"{key} needs whole weights in every process, and trainer.strategy={self.trainer.strategy} shards "
+                f"them: take trainer=ddp"
             )
 
 

@@ -18,6 +18,7 @@ from mame_lab.config import Config, EvalConfig, SpeedSettings
 from mame_lab.data.datamodule import ImageData
 from mame_lab.models import adapts, depends_on_batch, family_of, twin, unmerged_twin
 from mame_lab.models.zero_shot import ZeroShotHead
+from mame_lab.precision import converted, prepared
 from mame_lab.results import Arm, Conditions, Proportion, Result, gather_conditions, weights_hash
 
 Models = dict[str, nn.Module]
@@ -47,12 +48,12 @@ def evaluate(
     check_classes(family_of(model).classifier(model), data.classes)
     if config.compile:
         check_compiles(model, device)
+    model = prepared(model, trainer)
     models = {"merged": twin(model), "unmerged": unmerged_twin(model)}
     hits, fidelity = _judge(models, data, trainer, config)
     change = changes(hits["merged"], hits["unmerged"])
     settings = SMOKE if config.trainer.fast_dev_run else config.speed
-    images, labels = (tensor.to(device) for tensor in data.sample(settings.batch_size))
-    images = trainer.precision_plugin.convert_input(images)
+    images, labels = (converted(tensor, trainer) for tensor in data.sample(settings.batch_size))
     for each in models.values():
         each.to(device)
     if config.compile:

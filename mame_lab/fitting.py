@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -33,7 +34,7 @@ def fit(
     values: dict[str, Any],
     past: Checkpoint | None,
 ) -> None:
-    """Train what `run.finetune` says; the model then has the weights of the best checkpoint.
+    """Train what `run.finetune` says; the model then has the weights of the best checkpoint, unvalidated of the last.
 
     Args:
         model: merged.
@@ -53,7 +54,7 @@ def fit(
         compilation.check_compiles(model, trainer.strategy.root_device)
         compilation.compile_models(model)
     taught, blocks = distillation(model, run.finetune), models.family_of(model).block_names(model)
-    trained, batches = models.twin(model) if run.trainer.shards else model, data
+    trained, batches = deepcopy(model.cpu()) if run.trainer.shards else model, data
     if run.finetune.cache:
         teacher: Any = taught and taught.teacher
         if past:  # What is kept is of the weights that the run goes on with.
@@ -62,9 +63,9 @@ def fit(
         trained, taught = batches.staged, taught and replace(taught, teacher=attrgetter("logits_BK"))
     task = Classification(trained, len(data.classes), run.optim, values, blocks, taught)
     trainer.fit(task, batches, ckpt_path=past and past.path)
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if best:
-        model.load_state_dict(checkpoint.read(best).state)
+    saved: list[str] = [getattr(each, "best_model_path", "") for each in trainer.checkpoint_callbacks]
+    if any(saved):
+        model.load_state_dict(checkpoint.read(next(filter(None, saved))).state)
 
 
 def distillation(model: nn.Module, settings: Finetune) -> Distillation | None:

@@ -17,7 +17,8 @@ from torch import nn
 from mame_lab.config import EvalConfig
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
-from mame_lab.models import family_of, merges, twin, unmerged_twin
+from mame_lab.models import family_of, merges, unmerged_twin
+from mame_lab.precision import converted, prepared
 from mame_lab.visualize import merging_figure, owners, tokens_figure, unnormalise
 
 TRACED = 256  # test images whose tokens are counted, at most
@@ -45,15 +46,14 @@ def draw(model: nn.Module, data: ImageData, trainer: Trainer, config: EvalConfig
     Returns:
         The two files by name, for `tracking.log_pictures`.
     """
-    family, device, precision = family_of(model), trainer.strategy.root_device, trainer.precision_plugin
-    model = precision.convert_module(twin(model).to(device)).eval()
+    family, model = family_of(model), prepared(model, trainer).eval()
     shown, traced = (data.sample(min(count, len(data.splits.test)))[0] for count in (config.visualize, TRACED))
     shown_by_batch, traced_by_batch = (images.split(config.dataset.batch_size) for images in (shown, traced))
     bar = {"description": "counting tokens", "transient": True, "disable": not Console().is_terminal}
-    with torch.inference_mode(), precision.forward_context():
-        plans = [family.plans(model, precision.convert_input(batch.to(device))) for batch in shown_by_batch]
+    with torch.inference_mode(), trainer.precision_plugin.forward_context():
+        plans = [family.plans(model, converted(batch, trainer)) for batch in shown_by_batch]
         counts = [
-            torch.stack([tokens_B.cpu() for tokens_B in family.trace(model, precision.convert_input(batch.to(device)))])
+            torch.stack([tokens_B.cpu() for tokens_B in family.trace(model, converted(batch, trainer))])
             for batch in track(traced_by_batch, **bar)
         ]
     owners_by_block = [torch.cat(batches) for batches in zip(*map(owners, plans), strict=True)]

@@ -90,6 +90,11 @@ class EverySteps(Callback):
 class Progress(Callback):
     """What is done by a checkpoint, where Lightning's own count of it would not be gone on from exactly."""
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning counts a batch twice that was begun, but not done, when the checkpoint was written."""
+        total = trainer.fit_loop.epoch_loop.batch_progress.total
+        total.ready = total.started = total.processed
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """The step of the loggers is the number of updates; Lightning counts it by itself, and anew when it goes on."""
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
@@ -202,7 +207,7 @@ def _checked(found: Checkpoint, run: Any, values: dict[str, Any]) -> Checkpoint:
         before = _defaults(run, group) | before  # for keys that were not there yet
         for key in after | before:
             had, has, lasts = before.get(key), after.get(key), key == "trainer.max_epochs"
-            if had == has or (lasts and had < has) or key.partition(".")[2] in FREE.get(group, ()):
+            if had == has or (lasts and before[key] < after[key]) or key.partition(".")[2] in FREE.get(group, ()):
                 continue
             raise MameLabError(
                 f"resume: {found.path} was made with {key}={had}, and this run has {key}={has}: give what it had"

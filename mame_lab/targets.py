@@ -17,6 +17,8 @@ from mame_lab.merging import Method
 from mame_lab.merging.bipartite import Adaptive
 from mame_lab.merging.schedule import factors, geometric_blocks, merging_blocks, over_blocks
 from mame_lab.models import adapts, apply, depends_on_batch, family_of, tracing_family_of, twin, unmerged_twin
+from mame_lab.precision import converted, prepared
+from mame_lab.training import of_first
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -64,7 +66,7 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
 
 
 def meet(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> Method:
-    """`solve` on validation images, on the trainer's device; what it found is printed and saved to be given back."""
+    """`solve` on validation images, as the first process finds; what it found is printed and saved to be given back."""
     if not method.target:
         return method
     if method.speedup is not None and trainer.world_size > 1:
@@ -72,10 +74,9 @@ def meet(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, fo
             f"mame.speedup={method.speedup} is measured on one device, here are {trainer.world_size}: solve it with "
             f"trainer.devices=1 and give back the schedule that is printed"
         )
-    device = trainer.strategy.root_device
-    images = data.sample(CALIBRATION_IMAGES, "val")[0].to(device)
+    images = converted(data.sample(CALIBRATION_IMAGES, "val")[0], trainer)
     with trainer.precision_plugin.forward_context():
-        solved = solve(model.to(device), method, images)
+        solved = of_first(trainer, lambda: solve(prepared(model, trainer), method, images))
     if trainer.is_global_zero:
         from rich import get_console
 

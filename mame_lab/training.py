@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from subprocess import Popen
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mame_lab.errors import MameLabError
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
+Outcome = TypeVar("Outcome")
+
+# Those of Lightning's under which every process runs the command from its start, and trains on its own device.
+STRATEGIES = ("ddp", "fsdp", "auto", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 # What tells a process its place among others; Lightning sets it where nobody else has.
 RANK = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE", "RANK")
 
@@ -27,6 +31,7 @@ class TrainerSettings:
     """The arguments of Lightning's Trainer that a run sets; each means what it means there.
 
     Args:
+        strategy: one of `STRATEGIES`; `fsdp` is FSDP2, see `sharding`.
         checkpoint_every_n_steps: `last.ckpt` is also written after so many updates within an epoch.
     """
 
@@ -41,6 +46,8 @@ class TrainerSettings:
     limit_train_batches: Any = 1.0
     limit_val_batches: Any = 1.0
     limit_test_batches: Any = 1.0
+    val_check_interval: Any = 1.0
+    check_val_every_n_epoch: int | None = 1
     fast_dev_run: Any = False
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int | None = None
@@ -48,18 +55,25 @@ class TrainerSettings:
     enable_progress_bar: bool = True
 
     def __post_init__(self) -> None:
-        for key in ("max_epochs", "accumulate_grad_batches", "checkpoint_every_n_steps"):
+        for key in ("max_epochs", "accumulate_grad_batches", "checkpoint_every_n_steps", "check_val_every_n_epoch"):
             if getattr(self, key) is not None and getattr(self, key) < 1:
                 raise MameLabError(f"trainer.{key}={getattr(self, key)}: set it to 1 or more")
+        if self.val_check_interval == 0:
+            raise MameLabError("trainer.val_check_interval=0: set it to batches, 1 or more, or to a share of an epoch")
+        if self.strategy.lower() not in STRATEGIES:
+            raise MameLabError(
+                f"trainer.strategy={self.strategy} does not work here: take trainer.strategy={STRATEGIES[0]}, or "
+                f"choose from {', '.join(STRATEGIES[1:])}"
+            )
 
     @property
     def shards(self) -> bool:
         """Whether the weights are shared out among the processes: the trained model cannot then be run by itself."""
-        return self.strategy.startswith(("fsdp", "deepspeed"))
+        return self.strategy.lower() == "fsdp"
 
     def unsharded(self) -> TrainerSettings:
         """The same with whole weights in every process."""
-        return replace(self, strategy="ddp")
+        return replace(self, strategy="ddp") if self.shards else self
 
     def build(self, folder: Path, loggers: list[Logger], callbacks: Sequence[Callback] = ()) -> Trainer:
         """A Trainer that writes `best.ckpt` (highest val/top1) and `last.ckpt` to `folder`/checkpoints.
@@ -74,6 +88,10 @@ class TrainerSettings:
 
         _quieten()
         arguments = asdict(self)
+        if self.shards:
+            from mame_lab.sharding import Sharded
+
+            arguments["strategy"] = Sharded()
         steps = arguments.pop("checkpoint_every_n_steps")
         checkpoints = folder / "checkpoints"
         within = [EverySteps(checkpoints / "last.ckpt", steps)] if steps else []
@@ -88,10 +106,36 @@ class TrainerSettings:
                 enable_model_summary=False,
                 default_root_dir=folder,
             )
-        except (MisconfigurationException, TypeError, ValueError) as error:
-            raise MameLabError(f"trainer: {' '.join(str(error).split())}") from error
+        except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
+            raise self._in_one_line(error, self._named(error, "{}") or self._changed) from error
         trainer._checkpoint_connector = AsAsked(trainer)
         return trainer
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """What Lightning raises about a setting once the data are at hand is one line that names the setting."""
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        try:
+            yield
+        except (MisconfigurationException, ValueError) as error:
+            named = self._named(error, "`{}`")
+            if isinstance(error, MameLabError) or not named:
+                raise
+            raise self._in_one_line(error, named) from error
+
+    @property
+    def _changed(self) -> list[str]:
+        """The settings that are not as by default."""
+        return [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+
+    def _named(self, error: Exception, form: str) -> list[str]:
+        """Those of them that an error mentions in this form."""
+        return [key for key in self._changed if form.format(key) in str(error).lower()]
+
+    def _in_one_line(self, error: Exception, keys: list[str]) -> MameLabError:
+        said = " ".join(f"trainer.{key}={getattr(self, key)}" for key in keys) or "trainer"
+        return MameLabError(f"{said}: {' '.join(str(error).split())}")
 
 
 @contextmanager
@@ -118,6 +162,25 @@ def processes(trainer: Trainer) -> Iterator[None]:
             os.environ.pop(name, None)
 
 
+def of_first(trainer: Trainer, work: Callable[[], Outcome]) -> Outcome:
+    """What `work` gives in the first process, in all of them; a MameLabError there is raised in all."""
+    if trainer.world_size == 1:
+        return work()
+    strategy: Any = trainer.strategy
+    if strategy.launcher:
+        strategy.launcher.launch(strategy.setup_environment, trainer=trainer)
+    else:
+        strategy.setup_environment()
+    try:
+        outcome = work() if trainer.is_global_zero else None
+    except MameLabError as error:
+        outcome = error
+    outcome = strategy.broadcast(outcome)
+    if isinstance(outcome, MameLabError):
+        raise outcome
+    return outcome
+
+
 def _children(trainer: Trainer) -> list[Any]:
     return [child for child in getattr(trainer.strategy.launcher, "procs", ()) if isinstance(child, Popen)]
 
@@ -126,7 +189,7 @@ def _checkpoints(folder: Path) -> list[Callback]:
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     best = ModelCheckpoint(folder, filename="best", monitor="val/top1", mode="max", enable_version_counter=False)
-    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    last = ModelCheckpoint(folder, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     return [best, last]
 
 
@@ -153,6 +216,7 @@ def _quieten() -> None:
         "LeafSpec",
         "not resumable",
         "The dirpath has changed",
+        "returned a view tensor",
     )
     for message in messages:
         warnings.filterwarnings("ignore", message=f".*{message}")

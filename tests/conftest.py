@@ -1,4 +1,6 @@
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # One thread for each of pytest's workers, and for what they start: more would fight over the cores.
@@ -8,6 +10,8 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 from runs import compose_config, load
+
+from mame_lab.resuming import Reseed
 
 
 @pytest.fixture(autouse=True)
@@ -34,3 +38,30 @@ def entry_point():
 
     yield run
     HydraConfig.instance().cfg = None
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """A run in this process is stopped in it before an update of the weights: with stopped(at=5): ..."""
+
+    class StopError(Exception):
+        pass
+
+    @contextmanager
+    def stop(at: int) -> Iterator[None]:
+        start = Reseed.on_train_batch_start
+
+        def before(self, trainer, *arguments):
+            if trainer.global_step == at:
+                raise StopError
+            start(self, trainer, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Reseed, "on_train_batch_start", before)
+            try:
+                yield
+            except StopError:
+                return
+        pytest.fail(f"The run was not stopped at {at}.")
+
+    return stop

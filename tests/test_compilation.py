@@ -59,6 +59,18 @@ def test_adaptive_merging_is_refused_at_once(entry_point, tmp_path, graphs, name
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_a_method_that_compiles_to_no_graph_is_refused_at_once(entry_point, tmp_path, graphs, name):
+    with pytest.raises(MameLabError, match=r"compile=true and mame=atc exclude each other, .* set compile=false"):
+        entry_point(name, tmp_path, *RUN, "mame=atc")
+    assert not graphs
+
+
+def test_weights_that_are_shared_out_are_not_compiled(entry_point, tmp_path):
+    with pytest.raises(MameLabError, match=r"^compile=true needs whole weights .* trainer.strategy=fsdp shards them"):
+        entry_point("train", tmp_path, *RUN, "trainer=fsdp")
+
+
 def test_off_compiles(graphs):
     check_compiles(mame_lab.apply(build("vit", depth=1), tau=1), "cpu")
     assert graphs

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from runs import ROOT, TINY
 
 from mame_lab import MameLabError
@@ -26,9 +27,20 @@ TRAINING = [
 ]
 
 
-def run(name, *overrides):
+# eval.py, in whose first process alone every schedule is solved as ward(r=[20,10,5]).
+SOLVED = """
+import runpy, sys
+from mame_lab import targets
+from mame_lab.merging import Ward
+targets.solve = lambda *arguments: Ward(r=[20, 10, 5])
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(name, *overrides, code=()):
     """train.py or eval.py in a process of its own; returns what is left of its group after it has ended."""
-    process = subprocess.Popen([sys.executable, str(ROOT / f"{name}.py"), *overrides], start_new_session=True,
+    process = subprocess.Popen([sys.executable, *code, str(ROOT / f"{name}.py"), *overrides], start_new_session=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
@@ -128,3 +140,44 @@ def test_a_failure_in_two_processes_ends_both(tmp_path):
     assert done.returncode == 1
     assert "loss is not finite" in (tmp_path / "error.txt").read_text()
     assert done.stderr.count("error: optim.lr=1e+30") >= 1
+
+
+@pytest.mark.parametrize("finetune", ["full", pytest.param("last_layer", marks=pytest.mark.slow)])
+def test_shared_out_weights_train_as_whole_ones(entry_point, tmp_path, finetune):
+    overrides = [
+        *(override for override in TRAINING if "precision" not in override),
+        "trainer.gradient_clip_val=0.1",
+        "optim.weight_decay=0.5",
+        "dataset.batch_size=8",
+        "mame.r=10",
+        f"finetune={finetune}",
+    ]
+    sharded, whole = tmp_path / "sharded", tmp_path / "whole"
+    output = run("train", *overrides, *TWO, "trainer=fsdp", f"hydra.run.dir={sharded}")
+    run("train", *overrides, *TWO, f"hydra.run.dir={whole}")
+    assert output.count("Merged against unmerged") == 1
+    assert losses(sharded) == pytest.approx(losses(whole), abs=1e-5)
+    for name in ("best", "last"):
+        found, expected = (torch.load(f / f"checkpoints/{name}.ckpt", weights_only=True) for f in (sharded, whole))
+        for key in ("state_dict", "optimizer_states"):
+            torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-5)
+    measured = [override for override in FAST if override.startswith("speed.")]
+    checkpoint = f"ckpt={sharded / 'checkpoints/best.ckpt'}"
+    entry_point("eval", tmp_path / "eval", checkpoint, *measured, "trainer=cpu", "trainer.limit_test_batches=2")
+    for arm in ("merged", "unmerged"):
+        assert result(sharded)[arm]["top1"] == result(tmp_path / "eval")[arm]["top1"]
+
+
+def test_the_loss_of_two_processes_is_the_mean_over_all_images(entry_point, tmp_path):
+    overrides = [*TRAINING, "trainer.limit_train_batches=1", "trainer.limit_val_batches=1.0", "mame=off"]
+    run("train", *overrides, *TWO, "dataset.batch_size=90", f"hydra.run.dir={tmp_path / 'two'}")
+    entry_point("train", tmp_path / "one", *overrides, "trainer=cpu", "dataset.batch_size=180")
+    assert losses(tmp_path / "two", "val/loss") == pytest.approx(losses(tmp_path / "one", "val/loss"), rel=1e-5)
+
+
+def test_two_processes_merge_as_the_first_has_solved(entry_point, tmp_path):
+    overrides = [*FAST, "dataset.num_workers=0", "trainer.limit_test_batches=2", "dataset.batch_size=8"]
+    run("eval", *overrides, *TWO, "mame.flops=0.9", f"hydra.run.dir={tmp_path / 'two'}", code=["-c", SOLVED])
+    entry_point("eval", tmp_path / "one", *overrides, "trainer=cpu", "dataset.batch_size=16", "mame.r=[20,10,5]")
+    one, two = result(tmp_path / "one"), result(tmp_path / "two")
+    assert two["feature_error"] == pytest.approx(one["feature_error"], rel=1e-4)

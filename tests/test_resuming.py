@@ -370,3 +370,24 @@ def test_metrics_go_on_where_the_checkpoint_is(tmp_path):
     assert rows == ["step,loss,top1", "0,0,", "1,1,", "2,2,", "3,30,", "3,,0.5"]
     MetricsFile(path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["trainer.val_check_interval=2"],
+        ["trainer.check_val_every_n_epoch=2"],
+        ["trainer.val_check_interval=7", "trainer.check_val_every_n_epoch=null"],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("checkpoint", ["last", "best"])
+def test_a_run_goes_on_whenever_it_validates(entry_point, stopped, tmp_path, checkpoint, settings):
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+    entry_point("train", whole, *RUN, *settings)
+    with stopped(at=11):
+        entry_point("train", folder, *RUN, *settings)
+    given = "auto" if checkpoint == "last" else folder / "checkpoints/best.ckpt"
+    entry_point("train", folder, *RUN, *settings, f"resume={given}")
+    assert all(torch.equal(last(folder)["state_dict"][name], t) for name, t in last(whole)["state_dict"].items())
+    assert metrics(folder) == metrics(whole)

@@ -185,20 +185,35 @@ def test_a_solved_schedule_can_be_given_back(tmp_path):
     assert Ward(**config.plain(given.mame)) == solved
 
 
-def trainer(**settings):
-    strategy = SimpleNamespace(root_device=torch.device("cpu"))
-    return SimpleNamespace(strategy=strategy, precision_plugin=Precision(), world_size=2, **settings)
+def trainer(first=True, told=None):
+    """One of two processes; `told` is what the first one broadcasts, given to another."""
+    said = lambda outcome: outcome if first else told  # noqa: E731
+    strategy = SimpleNamespace(
+        root_device=torch.device("cpu"), launcher=None, setup_environment=lambda: None, broadcast=said
+    )
+    return SimpleNamespace(strategy=strategy, precision_plugin=Precision(), world_size=2, is_global_zero=first)
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_validation_images_are_solved_on_and_the_first_process_tells(first, tmp_path, capsys):
     sampled = []
     data = SimpleNamespace(sample=lambda *asked: sampled.append(asked) or (images(2).float(), None))
-    solved = targets.meet(build("vit").float(), Drop(flops=0.6), data, trainer(is_global_zero=first), tmp_path)
+    told = Drop(r=[1, 2, 3, 0, 0, 0])
+    solved = targets.meet(build("vit").float(), Drop(flops=0.6), data, trainer(first, told), tmp_path)
     assert not solved.target
+    assert (solved == told) != first
     assert sampled == [(targets.CALIBRATION_IMAGES, "val")]
     assert (tmp_path / "mame" / "solved.yaml").exists() == first
     assert ("Solved: drop(r=[" in capsys.readouterr().out) == first
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_out_of_reach_for_the_first_process_ends_all(first, tmp_path):
+    data = SimpleNamespace(sample=lambda *asked: (images(2).float(), None))
+    asked = trainer(first, mame_lab.MameLabError("mame.flops=0.01 is out of reach: as the first process says"))
+    with pytest.raises(mame_lab.MameLabError, match=r"mame.flops=0.01 is out of reach"):
+        targets.meet(build("vit").float(), Ward(flops=0.01), data, asked, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_speed_up_is_not_solved_on_many_devices(tmp_path):

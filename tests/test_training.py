@@ -90,7 +90,7 @@ def test_without_a_progress_bar_nothing_is_shown(tmp_path, capfd):
         ({"limit_val_batches": "x", "accelerator": "cpu"}, "'str'"),
         ({"max_epochs": 0}, "trainer.max_epochs=0"),
         ({"checkpoint_every_n_steps": 0}, "trainer.checkpoint_every_n_steps=0"),
-        ({"strategy": "fsdp", "accelerator": "cpu"}, "fsdp"),
+        ({"strategy": "fsdp", "accelerator": "cpu", "precision": "64-true"}, "trainer.precision=64-true"),
         ({"accumulate_grad_batches": 0}, "trainer.accumulate_grad_batches=0"),
     ],
 )
@@ -101,6 +101,65 @@ def test_settings_that_cannot_run_are_one_line(tmp_path, settings, said):
     assert message.startswith("trainer")
     assert said in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("accelerator", "tpu"),
+        ("accelerator", "abacus"),
+        ("precision", "transformer-engine"),
+        ("precision", "7-bit"),
+        ("devices", 0),
+        ("devices", -1),
+        ("devices", "all"),
+        ("num_nodes", 0),
+        ("limit_test_batches", "x"),
+        ("val_check_interval", 1.5),
+        ("val_check_interval", 0),
+        ("check_val_every_n_epoch", 0),
+    ],
+)
+def test_a_setting_that_cannot_run_is_named(tmp_path, key, value):
+    with pytest.raises(MameLabError, match=rf"^(trainer.accelerator=cpu )?trainer\.{key}={value}: [^\n]*$"):
+        TrainerSettings(**({"accelerator": "cpu"} | {key: value})).build(tmp_path, [])
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook", "deepspeed_stage_2", "fsdp_cpu_offload"])
+def test_a_strategy_that_does_not_work_here_says_which_does(strategy):
+    with pytest.raises(MameLabError, match=rf"^trainer.strategy={strategy} does not work here: take trainer.strat"):
+        TrainerSettings(strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"val_check_interval": 3}, {"limit_train_batches": 0.1}, {"limit_val_batches": 0.1}], ids=str
+)
+def test_a_setting_that_does_not_fit_the_data_is_named(tmp_path, settings):
+    ((key, value),) = settings.items()
+    with pytest.raises(MameLabError, match=rf"^trainer\.{key}={value}: "), TrainerSettings(**settings).explained():
+        fit(tmp_path, [0.5], **settings, **QUIET)
+
+
+def test_an_error_that_is_not_about_the_settings_stays():
+    settings = TrainerSettings(devices=2, precision="bf16-true")
+    with pytest.raises(ValueError, match=r"^devices$"), settings.explained():
+        raise ValueError("devices")
+
+
+@pytest.mark.parametrize(
+    ("settings", "best"),
+    [
+        ({"check_val_every_n_epoch": 2}, 1),
+        ({"val_check_interval": 1}, 1),
+        ({"val_check_interval": 3, "check_val_every_n_epoch": None}, 1),
+        ({"val_check_interval": 5, "check_val_every_n_epoch": None}, 2),
+        ({"check_val_every_n_epoch": 4}, None),
+    ],
+    ids=str,
+)
+def test_best_is_the_best_that_was_validated_and_last_the_last(tmp_path, settings, best):
+    fit(tmp_path, [0.4, 0.6, 0.5], **settings, **QUIET)
+    assert epochs(tmp_path) == {"last.ckpt": 2} | ({} if best is None else {"best.ckpt": best})
 
 
 def test_settings_are_read_without_torch():

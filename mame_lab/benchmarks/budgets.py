@@ -25,6 +25,7 @@ from mame_lab.errors import MameLabError
 from mame_lab.merging import Method
 from mame_lab.models import apply, family_of, twin
 from mame_lab.paired import Change
+from mame_lab.precision import converted, prepared
 from mame_lab.results import Conditions, Proportion, gather_conditions, number, weights_hash
 from mame_lab.targets import gflops
 
@@ -65,6 +66,7 @@ def run(settings: Budgets, model: nn.Module, method: Method, data: ImageData, tr
             f"mame.flops and mame.speedup out, and set mame.schedule"
         )
     check_classes(family_of(model).classifier(model), data.classes)
+    model = prepared(model, trainer)
     found = points(settings, at_budgets(settings, model, method), data, trainer)
     conditions = gather_conditions(
         trainer.strategy.root_device,
@@ -94,7 +96,7 @@ def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, train
     family, device = family_of(arms[UNMERGED]), trainer.strategy.root_device
     keys = {arm: arm if arm == UNMERGED else str(index) for index, arm in enumerate(arms)}  # A fraction has a dot.
     hits, distances = judge({keys[arm]: each for arm, each in arms.items()}, family.classifier, data, trainer)
-    images = trainer.precision_plugin.convert_input(data.sample(settings.batch_size)[0].to(device))
+    images = converted(data.sample(settings.batch_size)[0], trainer)
     calls = {arm: partial(each.to(device).eval(), images) for arm, each in arms.items()}
     limits = {"max_rounds": settings.rounds, "min_rounds": settings.rounds}
     with torch.inference_mode(), trainer.precision_plugin.forward_context():

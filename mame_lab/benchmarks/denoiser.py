@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mame_lab import speed
 from mame_lab.benchmarks.settings import Denoiser
+from mame_lab.fidelity import wide
 from mame_lab.merging import METHODS
 from mame_lab.models import apply, family_of, twin
 
@@ -70,7 +71,7 @@ def rows(unets: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> Itera
     sample = inputs["sample"]
     arms: dict[Any, Callable[[], object]] = {arm: partial(each, **inputs) for arm, each in unets.items()}
     with torch.inference_mode():
-        original = unet(**inputs).sample
+        original = wide(unet(**inputs).sample)
         arms |= {(arm, "merging"): _merge_steps(each, inputs) for arm, each in unets.items() if each is not unet}
         taken = speed.time_interleaved(arms, unet.device, max_rounds=rounds, min_rounds=rounds, warmup=1)
         for arm, each in unets.items():
@@ -85,7 +86,7 @@ def rows(unets: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> Itera
                 saved_ideally=1 - _gflops(each, inputs) / _gflops(unet, inputs),
                 merging_ms=None if merging is None else 1e3 * median(merging),
                 memory_mb=None if memory is None else memory / 1e6,
-                error=float((each(**inputs).sample - original).norm() / original.norm()),
+                error=float((wide(each(**inputs).sample) - original).norm() / original.norm()),
             )
 
 

@@ -19,6 +19,7 @@ from mame_lab.benchmarks.losses import Loss, Losses
 from mame_lab.benchmarks.settings import Frontier
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
+from mame_lab.precision import converted, prepared
 
 
 class Point(NamedTuple):
@@ -73,12 +74,13 @@ def run(settings: Frontier, model: nn.Module, data: ImageData, trainer: Trainer,
 
 def points(settings: Frontier, model: nn.Module, data: ImageData, trainer: Trainer) -> Iterator[Point]:
     """All arms at the first cost, the reference in front, then at the next."""
-    device = trainer.strategy.root_device
     images, label_N = data.sample(min(settings.images, len(data.splits.test)))
-    calibration = data.sample(settings.calibration_images, "val")[0].to(device)
+    calibration = converted(data.sample(settings.calibration_images, "val")[0], trainer)
+    labelled = _labelled(settings, data)
     with trainer.precision_plugin.forward_context():
-        losses = Losses(model.to(device).eval(), images.to(device), settings.batch_size)
-        _fit_head(losses, label_N, settings, data)
+        losses = Losses(prepared(model, trainer).eval(), converted(images, trainer), settings.batch_size)
+        if labelled is not None:
+            losses.fit_head(label_N, *labelled)
         references: dict[float, Loss] = {}
         for asked, arm in _asked(settings):
             try:
@@ -96,13 +98,13 @@ def _asked(settings: Frontier) -> list[tuple[float, str]]:
     return [(asked, arm) for asked in settings.costs for arm in dict.fromkeys((REFERENCE, *settings.arms))]
 
 
-def _fit_head(losses: Losses, label_N: Tensor, settings: Frontier, data: ImageData) -> None:
-    """Prepare top-1 where there are labelled training images; else say that it is left out."""
+def _labelled(settings: Frontier, data: ImageData) -> tuple[Tensor, Tensor] | None:
+    """Training images and their labels, to fit a head on; where there are none, it says that top-1 is left out."""
     train = data.splits.train
     if train is not None:
         images, label_M = data.sample(min(settings.training_images, len(train)), "train")
         if len(label_M.unique()) > 1:
-            return losses.fit_head(label_N, images, label_M)
+            return images, label_M
     print(f"Top-1 is left out: dataset={data.dataset.name} has no training images of two classes or more.")
     return None
 

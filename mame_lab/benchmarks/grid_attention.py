@@ -59,11 +59,13 @@ from mame_lab.benchmarks.settings import GridAttention
 from mame_lab.comparison import captured_input
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
+from mame_lab.fidelity import wide
 from mame_lab.merging.assignment import Match, assign
 from mame_lab.merging.attention import Attention
 from mame_lab.merging.plan import stretch
 from mame_lab.merging.schedule import Schedule
 from mame_lab.models import family_of
+from mame_lab.precision import converted, prepared
 from mame_lab.results import Conditions, gather_conditions, weights_hash
 from mame_lab.speed import gflops
 
@@ -111,14 +113,13 @@ def run(settings: GridAttention, model: nn.Module, data: ImageData, trainer: Tra
             f"benchmark=grid_attention looks at the attention of timm's VisionTransformer, and the model is a "
             f"{type(model).__qualname__}: choose one of these, such as model=dinov2_s"
         )
-    device = trainer.strategy.root_device
-    images = data.sample(settings.images)[0].to(device)
+    images, model = converted(data.sample(settings.images)[0], trainer), prepared(model, trainer).eval()
     with torch.inference_mode(), trainer.precision_plugin.forward_context():
-        found = rows(settings, model.to(device).eval(), images)
+        found = rows(settings, model, images)
     with (folder / "grid_attention.csv").open("w", newline="") as file:
         csv.writer(file).writerows([Row._fields, *found])
     conditions = gather_conditions(
-        device,
+        images.device,
         trainer.precision,
         batch=1,
         rounds=1,
@@ -188,7 +189,7 @@ def layer_errors(layer: Layer, grid: tuple[int, int], budgets: list[float]) -> I
 
 def error(arm: Arm, layer: Layer, match: Match, removed: int) -> float:
     """How far the output of a layer moves where so many tokens are removed; see `Row`."""
-    x_1NC, y_1NC = layer.x_1NC, layer.y_1NC
+    x_1NC, y_1NC = layer.x_1NC, wide(layer.y_1NC)
     plan = assign(match, x_1NC.shape[1], removed)
     if arm.temperature is not None:
         plan = spread(plan, match, x_1NC, arm.temperature)
@@ -197,7 +198,7 @@ def error(arm: Arm, layer: Layer, match: Match, removed: int) -> float:
         norm_1K1 = plan.merge(x_1NC.norm(dim=-1, keepdim=True))
         x_1KC = x_1KC * stretch(x_1KC, norm_1K1) ** arm.keep_norm
     mask_111K = plan.bias_B1K()[:, None].to(x_1KC.dtype) if arm.method.prop_attn else None
-    moved_1NC = plan.restore(layer.attention(x_1KC, attn_mask=mask_111K)) - y_1NC
+    moved_1NC = wide(plan.restore(layer.attention(x_1KC, attn_mask=mask_111K))) - y_1NC
     return float(moved_1NC.norm() / (y_1NC - y_1NC.mean(1, keepdim=True)).norm())
 
 

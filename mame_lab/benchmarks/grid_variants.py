@@ -53,10 +53,11 @@ class Spread(NamedTuple):
     M_BKN: Tensor
 
     def merge(self, x_BNC: Tensor) -> Tensor:
-        return self.M_BKN @ x_BNC / self.M_BKN.sum(2, keepdim=True)
+        total_BKC = self.M_BKN @ x_BNC.to(self.M_BKN.dtype)
+        return (total_BKC / self.M_BKN.sum(2, keepdim=True)).to(x_BNC.dtype)
 
     def restore(self, x_BKC: Tensor) -> Tensor:
-        return self.M_BKN.mT @ x_BKC
+        return (self.M_BKN.mT @ x_BKC.to(self.M_BKN.dtype)).to(x_BKC.dtype)
 
     def bias_B1K(self) -> Tensor:
         return self.M_BKN.sum(2)[:, None].log()

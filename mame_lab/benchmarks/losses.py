@@ -100,10 +100,10 @@ class Losses:
     def _passes(self, model: nn.Module, images: Tensor, description: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Pooled features and patch tokens, batch by batch."""
         bar = {"description": description, "transient": True, "disable": not Console().is_terminal}
-        device = next(model.parameters()).device
+        like = next(model.parameters())
         for batch in track(images.split(self.batch_size), **bar):
             with torch.inference_mode():
-                yield family_of(model).feature_and_patches(model, batch.to(device))
+                yield family_of(model).feature_and_patches(model, batch.to(like))
 
 
 def _distance(x_BPC: Tensor, y: Tensor) -> float:

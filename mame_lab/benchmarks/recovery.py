@@ -29,6 +29,7 @@ from mame_lab.errors import MameLabError
 from mame_lab.merging import METHODS, Method
 from mame_lab.models import apply, family_of, twin
 from mame_lab.paired import MeanChange
+from mame_lab.precision import converted, prepared
 from mame_lab.targets import gflops
 
 UNMERGED, MERGED, TUNED, TUNED_UNMERGED = ARMS = "unmerged", "merged", "fine-tuned", "fine-tuned, unmerged"
@@ -113,9 +114,10 @@ def points(runs: dict[str, list[Checkpoint]], model: nn.Module, data: ImageData,
             methods[str(method)] = method
             for arm, hit_M in arms.items():
                 hits_of[str(method)][arm].append(hit_M)
-    images = data.sample(COUNTED)[0].to(trainer.strategy.root_device)
-    unmerged = gflops(model.to(images.device).eval(), images)
-    costs = {setting: gflops(apply(twin(model), method), images) / unmerged for setting, method in methods.items()}
+    images, model = converted(data.sample(COUNTED)[0], trainer), prepared(model, trainer).eval()
+    with trainer.precision_plugin.forward_context():
+        unmerged = gflops(model, images)
+        costs = {setting: gflops(apply(twin(model), method), images) / unmerged for setting, method in methods.items()}
     return [
         _point(setting, costs[setting], *pair, {arm: torch.stack(hits_SM) for arm, hits_SM in hits_of[setting].items()})
         for setting in sorted(costs, key=lambda setting: -costs[setting])

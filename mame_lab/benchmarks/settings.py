@@ -111,6 +111,25 @@ class Throughput(Benchmark):
     compiled: bool = False
     rounds: int = 20
 
+    def __post_init__(self) -> None:
+        if unknown := set(self.methods) - set(METHODS):
+            raise MameLabError(f"benchmark.methods={sorted(unknown)} is not known: choose from {', '.join(METHODS)}")
+        budgeted = [name for name in self.methods if not METHODS[name].adaptive]
+        if self.tau is not None and budgeted:
+            raise MameLabError(
+                f"benchmark.tau={self.tau} is a threshold, and benchmark.methods={budgeted} need a budget: leave one "
+                f"of the two"
+            )
+        refused = {
+            f"benchmark.tau={self.tau}": self.tau is not None,
+            **{f"benchmark.methods=[{name}]": "graph" in METHODS[name].gives_up for name in self.methods},
+        }
+        for other in (other for other, given in refused.items() if given and self.compiled):
+            raise MameLabError(
+                f"benchmark.compiled=true and {other} exclude each other, for that does not compile into one graph: "
+                f"leave one of the two"
+            )
+
     def run(self, model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> None:
         from mame_lab.benchmarks import throughput
 

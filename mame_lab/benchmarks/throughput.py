@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mame_lab import speed
 from mame_lab.benchmarks.settings import Throughput
-from mame_lab.compilation import compile_models
+from mame_lab.compilation import check_compiles, compile_models
 from mame_lab.data.datamodule import ImageData
 from mame_lab.merging import METHODS, Method
 from mame_lab.merging.plan import MergePlan
@@ -27,6 +27,7 @@ from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import merge_step
 from mame_lab.merging.tokens import Tokens
 from mame_lab.models import adapts, apply, twin
+from mame_lab.precision import converted, prepared
 from mame_lab.targets import gflops
 
 UNMERGED = "unmerged"
@@ -68,14 +69,15 @@ def run(settings: Throughput, model: nn.Module, data: ImageData, trainer: Traine
 def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Trainer) -> Iterator[Row]:
     """All arms at the first batch size, then at the next; a compiled arm against the compiled unmerged model."""
     device = trainer.strategy.root_device
-    model = model.to(device).eval()
+    model = prepared(model, trainer).eval()
     methods = {str(method): method for method in _methods(settings)}
     models = {UNMERGED: model} | {name: apply(twin(model), method) for name, method in methods.items()}
-    images = trainer.precision_plugin.convert_input(data.sample(max(settings.batch_sizes))[0].to(device))
+    images = converted(data.sample(max(settings.batch_sizes))[0], trainer)
     unmerged_gflops = gflops(model, images)
     ideal = {name: unmerged_gflops / gflops(each, images) for name, each in models.items()}
     compiled = {name: twin(each) for name, each in models.items()} if settings.compiled else {}
     if compiled:
+        check_compiles(model, device, "benchmark.compiled")
         compile_models(*compiled.values())
     for batch in settings.batch_sizes:
         forwards = {(name, ""): each for name, each in models.items()}

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from mame_lab.errors import MameLabError
@@ -50,13 +51,22 @@ class Classification(LightningModule):
         self.blocks = blocks
         self.config = config
         self.distillation = distillation
-        self.accuracy = nn.ModuleDict(
-            {
-                f"{stage}/top{k}": MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
-                for stage in ("val", "test")
-                for k in (1, 5)
-            }
-        )
+        self.metrics = nn.ModuleDict()
+        for stage in ("val", "test"):
+            self.metrics[f"{stage}/loss"] = MeanMetric(nan_strategy=float("nan"))
+            for k in (1, 5):
+                accuracy = MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
+                self.metrics[f"{stage}/top{k}"] = accuracy
+
+    def configure_model(self) -> None:
+        """Under a strategy that shares out weights, those of a block come together while it runs, the rest for long."""
+        if self.device_mesh is None:
+            return
+        from torch.distributed.fsdp import fully_shard
+
+        for block in self.blocks:
+            fully_shard(self.model.get_submodule(block), mesh=self.device_mesh["data_parallel"])
+        fully_shard(self.model, mesh=self.device_mesh["data_parallel"])
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.model(inputs)
@@ -115,13 +125,13 @@ class Classification(LightningModule):
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         inputs, labels_B = batch
         logits_BK = self(inputs)
-        loss = F.cross_entropy(logits_BK, labels_B)
-        self.log(f"{stage}/loss", loss, batch_size=len(labels_B), sync_dist=True)
-        for name in (f"{stage}/top1", f"{stage}/top5"):
-            accuracy = self.accuracy[name]
-            accuracy(logits_BK, labels_B)
-            self.log(name, accuracy, prog_bar=name == "val/top1")  # pyright: ignore[reportArgumentType]
-        return loss
+        loss_B = F.cross_entropy(logits_BK, labels_B, reduction="none")
+        given = {"loss": (loss_B,), "top1": (logits_BK, labels_B), "top5": (logits_BK, labels_B)}
+        for name, of_batch in given.items():
+            metric: Any = self.metrics[f"{stage}/{name}"]
+            metric.update(*of_batch)
+            self.log(f"{stage}/{name}", metric, prog_bar=f"{stage}/{name}" == "val/top1")
+        return loss_B.mean()
 
     def _stop_unless_finite(self, name: str, loss: Tensor) -> None:
         if self.trainer.strategy.reduce_boolean_decision(bool(loss.isfinite())):

@@ -9,7 +9,7 @@ from families import build, images
 from lightning.pytorch.plugins import Precision
 from runs import BENCHMARK
 
-from mame_lab import speed
+from mame_lab import MameLabError, speed
 from mame_lab.benchmarks import throughput
 from mame_lab.benchmarks.settings import Throughput
 
@@ -56,6 +56,7 @@ def test_throughput_compares_like_with_like(monkeypatch):
 
     monkeypatch.setattr(speed, "time_interleaved", time_interleaved)
     monkeypatch.setattr(throughput, "compile_models", lambda *models: compiled.extend(models))
+    monkeypatch.setattr(throughput, "check_compiles", lambda *arguments: None)
     model = build("vit")
     model.register_forward_pre_hook(lambda module, inputs: forwards.append((len(inputs[0]), module in compiled)))
     settings = Throughput(methods=["tome"], r=8, batch_sizes=[1, 3], compiled=True)
@@ -82,3 +83,24 @@ def test_throughput_of_a_threshold_padded_and_packed(entry_point, tmp_path):
     padded, packed = rows["ward(tau=0.5)"], rows["ward(tau=0.5, batch=packed)"]
     assert float(padded["padded"]) < float(padded["ideal"]) == pytest.approx(float(packed["ideal"]))
     assert float(packed["padded"]) > float(padded["padded"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"methods": ["mema", "ward"]}, r"benchmark.methods=\['mema'\] is not known: choose from ward, paper, tome, "),
+        ({"tau": 0.9}, r"benchmark.tau=0.9 is a threshold, and benchmark.methods=\['tome'\] need a budget: leave"),
+        ({"tau": 0.9, "methods": ["ward"], "compiled": True}, "compiled=true and benchmark.tau=0.9 exclude each other"),
+        ({"methods": ["ward", "atc"], "compiled": True}, r"compiled=true and benchmark.methods=\[atc\] exclude each"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused_at_configuration(settings, message):
+    with pytest.raises(MameLabError, match=message):
+        Throughput(**settings)
+
+
+def test_where_nothing_compiles_the_key_of_the_benchmark_is_named(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda *_: 1 / 0)
+    settings = Throughput(methods=["tome"], r=8, batch_sizes=[1], compiled=True)
+    with pytest.raises(MameLabError, match=r"^benchmark.compiled=true does not work .* set benchmark.compiled=false$"):
+        next(throughput.rows(settings, build("vit"), Data(), TRAINER))

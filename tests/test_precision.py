@@ -1,0 +1,62 @@
+"""Half precision by weights: models and images are converted alike, and what was given is left as it was."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from families import FAMILIES, build, inputs
+from lightning.pytorch.plugins import HalfPrecision
+from runs import TINY
+
+from mame_lab import Ward, apply
+from mame_lab.models import family_of, twin
+from mame_lab.precision import converted, prepared
+
+HALVES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
+FAST = [override for override in TINY if not override.startswith("trainer.limit_train")]
+BENCHMARKS = {
+    "throughput": ["benchmark.r=8", "benchmark.batch_sizes=[2]", "benchmark.rounds=3"],
+    "budgets": ["benchmark.r=[0,8]", "benchmark.batch_size=2", "benchmark.rounds=3"],
+    "frontier": ["benchmark.images=8", "benchmark.training_images=24", "benchmark.costs=[0.8]",
+                 "benchmark.arms=[ward:geometric,ward:adaptive]"],
+    "grid_attention": ["benchmark.images=2"],
+}  # fmt: skip
+
+
+def trainer(precision):
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    return SimpleNamespace(strategy=strategy, precision_plugin=HalfPrecision(precision))
+
+
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_runs_in_half_precision_and_is_left_as_it_was(family, precision):
+    model, images = apply(build(family).float(), Ward(r=5)), inputs(family, 2).float()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    half, dtype = prepared(model, trainer(precision)), HALVES[precision]
+    logits_BK = family_of(half).feature_and_patches(half, converted(images, trainer(precision)))[0]
+    assert logits_BK.dtype == dtype
+    assert {p.dtype for p in half.parameters()} == {dtype}
+    assert all(one is two for one, two in zip(half.parameters(), twin(half).parameters(), strict=True))
+    assert all(tensor.dtype == before[name].dtype for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", [*HALVES, "bf16-mixed"])
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_benchmarks_run_in_half_precision(entry_point, tmp_path, benchmark, precision):
+    overrides = [f"trainer.precision={precision}", f"benchmark={benchmark}", *BENCHMARKS[benchmark]]
+    entry_point("eval", tmp_path, *FAST, *overrides)
+    assert (tmp_path / f"{benchmark}.csv").exists()
+
+
+@pytest.mark.parametrize("judge", ["classifier", "k-NN"])
+@pytest.mark.parametrize("precision", [*HALVES, "bf16-mixed"])
+def test_an_evaluation_in_half_precision(entry_point, tmp_path, precision, judge):
+    model = ["model.num_classes=0", "dataset.batch_size=16"] if judge == "k-NN" else []
+    entry_point("eval", tmp_path, *FAST, "mame.flops=0.8", f"trainer.precision={precision}", *model)
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["conditions"]["dtype"] == precision
+    assert found["evaluated_by"] == judge
+    assert 0 < found["feature_error"] < 1
