@@ -54,7 +54,7 @@ class UNetMergeContext:
             level: the index of its resolution among those of the U-Net.
             x_BNC: the tokens that enter it, row by row.
         """
-        tokens = int(x_BNC.shape[1])
+        tokens = x_BNC.shape[1]
         leave = self.schedule.leaving(level, tokens, tokens - unmergeable(self.grid))
         if not leave:
             return None
@@ -67,7 +67,8 @@ class MergingTransformer(Unscripted, Transformer2DModel):
     """diffusers' Transformer2DModel, which tells its attentions the grid."""
 
     def forward(self, hidden_states: Tensor, *args, cross_attention_kwargs: dict[str, Any], **kwargs):
-        merging = replace(cross_attention_kwargs[KEY], grid=tuple(map(int, hidden_states.shape[-2:])))
+        grid = tuple(map(int, hidden_states.shape[-2:]))  # torch.jit.trace has tensors for sizes.
+        merging = replace(cross_attention_kwargs[KEY], grid=grid)
         return super().forward(
             hidden_states, *args, cross_attention_kwargs=cross_attention_kwargs | {KEY: merging}, **kwargs
         )
