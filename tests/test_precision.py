@@ -7,14 +7,14 @@ import pytest
 import torch
 from families import FAMILIES, build, inputs
 from lightning.pytorch.plugins import HalfPrecision
-from runs import TINY
+from runs import BENCHMARK
 
 from mame_lab import Ward, apply
 from mame_lab.models import family_of, twin
 from mame_lab.precision import converted, prepared
 
 HALVES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
-FAST = [override for override in TINY if not override.startswith("trainer.limit_train")]
+FAST = [override for override in BENCHMARK if not override.startswith("trainer.limit_train")]
 BENCHMARKS = {
     "throughput": ["benchmark.r=8", "benchmark.batch_sizes=[2]", "benchmark.rounds=3"],
     "budgets": ["benchmark.r=[0,8]", "benchmark.batch_size=2", "benchmark.rounds=3"],
