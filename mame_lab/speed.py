@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from time import perf_counter
 from typing import TypeVar
@@ -110,19 +111,31 @@ def training_step(
 
 
 def loader_rate(loader: Iterable[tuple[Tensor, Tensor]], seconds: float) -> float | None:
-    """Samples a second that a loader gives by itself, every view of a video counted, for so many seconds or to its end.
+    """Samples a second that a loader gives by itself, every view of a video counted, pass after pass for so long.
 
-    The first batch starts its workers and is not timed; None where there is no second one.
+    The first batch of each worker is not timed, for they start with it; they work side by side, so whole rounds of them
+    are. None where a loader that is passed over once has no more batches.
     """
-    samples, start = 0, None
-    for inputs_B, _ in loader:
-        if start is None:
-            start = perf_counter()
-            continue
+    workers = getattr(loader, "num_workers", 0) or 1
+    batches = _passes(loader)
+    for _ in islice(batches, workers):
+        pass
+    samples, start = 0, perf_counter()
+    for number, (inputs_B, _) in enumerate(batches, 1):
         samples += len(inputs_B)
-        if perf_counter() - start >= seconds:
+        if number % workers == 0 and perf_counter() - start >= seconds:
             break
-    return samples / (perf_counter() - start) if start is not None and samples else None
+    return samples / (perf_counter() - start) if samples else None
+
+
+def _passes(loader: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Its batches again and again, until it gives none."""
+    empty = False
+    while not empty:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
 
 
 def gflops(model: Callable[[Tensor], object], inputs_B: Tensor, together: bool = False) -> dict[str, float]:

@@ -1,8 +1,11 @@
+import time
+
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from mame_lab import speed
 
@@ -109,6 +112,23 @@ def test_a_loader_is_timed_after_its_first_batch(clock, batches, seconds, rate, 
     given = loader(clock, batches)
     assert speed.loader_rate(given, seconds) == (None if rate is None else pytest.approx(rate))
     assert len(list(given)) == left
+
+
+class Slow(Dataset):
+    """12 samples, 20 ms each."""
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        time.sleep(0.02)
+        return torch.zeros(3), 0
+
+
+@pytest.mark.parametrize(("workers", "batch_size", "rate"), [(0, 3, 50), (2, 3, 100), (2, 6, 100), (2, 12, 50)])
+def test_workers_have_nothing_ready_when_a_loader_is_timed(workers, batch_size, rate):
+    loader = DataLoader(Slow(), batch_size, num_workers=workers, persistent_workers=workers > 0)
+    assert speed.loader_rate(loader, 0.4) == pytest.approx(rate, rel=0.3)
 
 
 def test_vit_s_costs_what_the_field_reports():

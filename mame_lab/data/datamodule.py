@@ -140,8 +140,8 @@ class ImageData(LightningDataModule):
         )
 
     def _progress(self) -> tuple[int, int]:
-        """The trainer's epoch, and its batches that are done."""
-        if self.trainer is None:
+        """The epoch that is trained, and its batches that are done."""
+        if self.trainer is None or not self.trainer.training:
             return 0, 0
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
 

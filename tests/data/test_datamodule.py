@@ -85,7 +85,7 @@ def test_training_order_follows_the_seed_of_the_run():
 def trainer_after(epoch, done):
     current = SimpleNamespace(current=SimpleNamespace(processed=done))
     loops = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=current))
-    return SimpleNamespace(current_epoch=epoch, fit_loop=loops)
+    return SimpleNamespace(current_epoch=epoch, fit_loop=loops, training=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -99,6 +99,13 @@ def test_the_order_goes_on_with_the_trainer(workers):
 
     assert rest(0, 0) != rest(1, 0)
     assert rest(1, 2) == rest(1, 0)[20:]
+
+
+def test_after_training_the_loader_begins_anew():
+    data = ImageData(Counted(size=50, batch_size=10), PREPROCESSING)
+    data.trainer = trainer_after(1, 2)
+    data.trainer.training = False
+    assert len(labels(data.train_dataloader())) == 50
 
 
 @pytest.mark.parametrize("workers", [0, 2])
