@@ -54,15 +54,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 
     loggers = run.logger.build(folder, values, past.step if past else 0)
-    trainer = run.trainer.build(folder, loggers, [resuming.Reseed(run.seed), *budgets.callbacks(model, run)])
+    trainer = run.trainer.build(folder, loggers, [*resuming.callbacks(run.seed), *budgets.callbacks(model, run)])
     with training.processes(trainer):
         if past:
             run = config.typed(config.TrainConfig, values | {"mame": past.config["mame"]})
             print(f"Going on from {past.path}, after {past.step} updates of the weights, with mame={run.mame}.")
         run.mame = targets.meet(model, run.mame, data, trainer, folder)
-        values["mame"] = asdict(run.mame)
+        asked = past.config.get("asked") if past else None
+        values |= {"mame": asdict(run.mame), "asked": asked or values["mame"]}
         mame_lab.apply(model, run.mame)
         fit(model, data, trainer, run, values, past)
+        lightning.seed_everything(run.seed, workers=True, verbose=False)  # Whether or not it has trained just now.
         judge = run.trainer.unsharded().build(folder, loggers) if run.trainer.shards else trainer
         result = evaluate(model, data, judge, run, training_loss=cross_entropy)
         tracking.log_result(loggers, result, trainer.global_step)

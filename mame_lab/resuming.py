@@ -6,7 +6,10 @@ need not hold any generator's state; and a checkpoint is written whole or not at
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
+from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,30 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
 from mame_lab.checkpoint import Checkpoint, read
 from mame_lab.data.samplers import seed_of
 from mame_lab.errors import MameLabError
 
-# What a run may change when it goes on: where it runs, and what it shows.
+log = logging.getLogger(__name__)
+
+# What a run may change when it goes on: where it runs, how often it saves, and what it shows and measures.
 FREE = {
-    "trainer": {"accelerator", "devices", "strategy", "num_nodes", "enable_progress_bar", "log_every_n_steps"},
+    "trainer": {
+        "accelerator",
+        "devices",
+        "strategy",
+        "num_nodes",
+        "enable_progress_bar",
+        "log_every_n_steps",
+        "checkpoint_every_n_steps",
+    },
     "dataset": {"root", "num_workers"},
 }
-FIXED = ("model", "mame", "dataset", "finetune", "optim", "trainer", "seed")
+FREE_GROUPS = ("logger", "speed", "resume")
+SOLVED = ("r", "tau", "flops", "speedup", "schedule", "blocks")  # of a method with a target
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -70,10 +86,71 @@ class EverySteps(Callback):
         if updated and trainer.global_step % self.steps == 0:
             trainer.save_checkpoint(self.path)
 
+
+class Progress(Callback):
+    """Counts what is done so that a run goes on exactly where it was, as Lightning's own counts do not let it."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """The step of the loggers is the number of updates; Lightning counts it by itself, and anew when it goes on."""
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Lightning counts the last update of a checkpoint from within an epoch again."""
-        if trainer.fit_loop.epoch_loop.batch_progress.current.started < trainer.num_training_batches:
-            checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1
+        """Batches whose gradients wait for their update are not done, nor is what there is of a validation."""
+        checkpoint["processes"] = trainer.world_size
+        loops = checkpoint["loops"]["fit_loop"]
+        batches = loops["epoch_loop.batch_progress"]["current"]
+        if batches["completed"] < trainer.num_training_batches:
+            batches["completed"] -= batches["completed"] % trainer.accumulate_grad_batches
+        if trainer.validating:
+            begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+            loops["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": begun}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Raise MameLabError where other processes would share out the rest of an epoch."""
+        epoch = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]
+        processes = checkpoint.get("processes", trainer.world_size)
+        if epoch["started"] > epoch["processed"] and processes != trainer.world_size:
+            raise MameLabError(
+                f"resume: {trainer.ckpt_path} was saved in the middle of an epoch by {processes} processes, and here "
+                f"are {trainer.world_size}: go on with as many, their number may change where an epoch ends"
+            )
+
+
+class BestSoFar(Callback):
+    """The best checkpoint so far comes along into another folder, where Lightning would forget it."""
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Raise MameLabError where it is gone."""
+        best = trainer.checkpoint_callback
+        assert isinstance(best, ModelCheckpoint)
+        state = checkpoint["callbacks"].get(best.state_key, {})
+        if not state.get("best_model_path"):
+            return
+        path = Path(best.format_checkpoint_name({}))
+        found = _beside(Path(str(trainer.ckpt_path)), path.name)
+        if trainer.is_global_zero and not (path.exists() and path.samefile(found)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found, path.with_name(f"{path.name}.part")).replace(path)
+        trainer.strategy.barrier()
+        state |= {
+            "dirpath": best.dirpath,
+            "best_model_path": str(path),
+            "kth_best_model_path": str(path),
+            "best_k_models": {str(path): state["best_model_score"]},
+        }
+
+
+class AsAsked(_CheckpointConnector):
+    """Loads the checkpoint that is named; Lightning's own takes what SLURM's preemption left, in evaluations too."""
+
+    @property
+    def _hpc_resume_path(self) -> None:
+        return None
+
+
+def callbacks(seed: int) -> list[Callback]:
+    """What lets a run go on as if it had never stopped."""
+    return [Reseed(seed), Progress(), BestSoFar()]
 
 
 def find(run: Any, folder: Path, values: dict[str, Any]) -> Checkpoint | None:
@@ -91,24 +168,54 @@ def find(run: Any, folder: Path, values: dict[str, Any]) -> Checkpoint | None:
         return None
     if run.resume != "auto":
         return _checked(read(run.resume, "resume"), run, values)
-    saved = [*folder.glob("checkpoints/last.ckpt"), *folder.glob("hpc_ckpt_*.ckpt")]  # Lightning's, when preempted
-    found = max((read(path, "resume") for path in saved), key=lambda checkpoint: checkpoint.step, default=None)
+    found = max(_saved(folder), key=lambda checkpoint: checkpoint.step, default=None)
     return found and _checked(found, run, values)
 
 
+def _saved(folder: Path) -> Iterator[Checkpoint]:
+    """`last.ckpt`, and what Lightning saved when SLURM preempted the run, which may be of its evaluation."""
+    for path in folder.glob("checkpoints/last.ckpt"):
+        yield read(path, "resume")
+    for path in folder.glob("hpc_ckpt_*.ckpt"):
+        try:
+            yield read(path, "resume")
+        except MameLabError as error:
+            log.warning("left out: %s", error)
+
+
+def _beside(path: Path, name: str) -> Path:
+    """The file `name` of the run that a checkpoint is of."""
+    for found in (path.with_name(name), path.with_name("checkpoints") / name):
+        if found.exists():
+            return found
+    raise MameLabError(
+        f"resume: {path} goes on with the best weights so far, and there is no {name} beside it: put it there, or "
+        f"start anew from its own weights with model.weights={path}"
+    )
+
+
 def _checked(found: Checkpoint, run: Any, values: dict[str, Any]) -> Checkpoint:
-    solved = any(values["mame"].get(key) is not None for key in ("flops", "speedup"))
-    now = values | {"mame": found.config["mame"]} if solved else values
-    for group in FIXED:
-        before, after = _flat(found.config, group), _flat(now, group)
+    asked = found.config | {"mame": _asked(found, values["mame"])}
+    for group in (group for group in values if group not in FREE_GROUPS):
+        before, after = _flat(asked, group), _flat(values, group)
         before = _defaults(run, group) | before  # for keys that were not there yet
-        for key in sorted(before.keys() | after.keys()):
-            if before.get(key) != after.get(key) and key.partition(".")[2] not in FREE.get(group, ()):
-                raise MameLabError(
-                    f"resume: {found.path} was made with {key}={before.get(key)}, and this run has "
-                    f"{key}={after.get(key)}: give what it had, or start anew in another hydra.run.dir"
-                )
+        for key in after | before:
+            had, has, lasts = before.get(key), after.get(key), key == "trainer.max_epochs"
+            if had == has or (lasts and before[key] < after[key]) or key.partition(".")[2] in FREE.get(group, ()):
+                continue
+            raise MameLabError(
+                f"resume: {found.path} was made with {key}={had}, and this run has {key}={has}: give what it had"
+                f"{' or more' if lasts else ''}, or start anew in another hydra.run.dir"
+            )
     return found
+
+
+def _asked(found: Checkpoint, now: dict[str, Any]) -> dict[str, Any]:
+    """The merging that its run asked for; where no target is asked for now, what was found for it then."""
+    solved = found.config["mame"]
+    if now.get("flops") is None and now.get("speedup") is None:
+        return solved
+    return found.config.get("asked") or solved | {key: now.get(key) for key in SOLVED}  # what old ones do not tell
 
 
 def _defaults(run: Any, group: str) -> dict[str, Any]:

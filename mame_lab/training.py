@@ -70,7 +70,7 @@ class TrainerSettings:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
         from lightning.pytorch import Trainer
 
-        from mame_lab.resuming import EverySteps, WholeCheckpoints
+        from mame_lab.resuming import AsAsked, EverySteps, WholeCheckpoints
 
         _quieten()
         arguments = asdict(self)
@@ -79,7 +79,7 @@ class TrainerSettings:
         within = [EverySteps(checkpoints / "last.ckpt", steps)] if steps else []
         bars = [_progress_bar()] if self.enable_progress_bar else []
         try:
-            return Trainer(
+            trainer = Trainer(
                 **arguments,
                 logger=loggers,
                 callbacks=[*callbacks, *_checkpoints(checkpoints), *within, *bars],
@@ -90,6 +90,8 @@ class TrainerSettings:
             )
         except (MisconfigurationException, TypeError, ValueError) as error:
             raise MameLabError(f"trainer: {' '.join(str(error).split())}") from error
+        trainer._checkpoint_connector = AsAsked(trainer)
+        return trainer
 
 
 @contextmanager
@@ -145,6 +147,12 @@ def _progress_bar() -> Callback:
 def _quieten() -> None:
     """Silences Lightning's hints and false alarms; its other warnings stay."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    messages = "does not have many workers", "in eval mode at the start of training", "LeafSpec", "not resumable"
+    messages = (
+        "does not have many workers",
+        "in eval mode at the start of training",
+        "LeafSpec",
+        "not resumable",
+        "The dirpath has changed",
+    )
     for message in messages:
         warnings.filterwarnings("ignore", message=f".*{message}")

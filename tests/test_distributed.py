@@ -9,6 +9,8 @@ import sys
 import pytest
 from runs import ROOT, TINY
 
+from mame_lab import MameLabError
+
 TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
 FAST = [override for override in TINY if not override.startswith(("trainer.limit", "trainer.accelerator"))]
 TRAINING = [
@@ -22,6 +24,15 @@ TRAINING = [
     "dataset.num_workers=0",
     "optim.warmup_epochs=0",
 ]
+
+# train.py in processes that end themselves before the sixth update.
+KILLED = """
+import os, runpy, sys
+from mame_lab import resuming
+resuming.Reseed.on_train_batch_start = lambda self, trainer, *arguments: trainer.global_step == 5 and os._exit(1)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def run(name, *overrides):
@@ -77,6 +88,20 @@ def test_a_sweep_of_two_processes_trains_as_one_process_and_leaves_two_folders(e
         assert result(folder)["train_batch"] == 4
         files = {path.name for path in folder.iterdir()}
         assert files == {".hydra", "checkpoints", "result.json", "metrics.csv", "train.log"}
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_may_change_between_epochs_alone(entry_point, tmp_path):
+    sizes = ["dataset.batch_size=8", "trainer.checkpoint_every_n_steps=4", "resume=auto"]
+    overrides = [*TRAINING, *TWO, *sizes, f"hydra.run.dir={tmp_path}"]
+    command = [sys.executable, "-c", KILLED, str(ROOT / "train.py"), *overrides]
+    assert subprocess.run(command, capture_output=True, timeout=200, start_new_session=True).returncode
+    with pytest.raises(MameLabError, match="by 2 processes, and here are 1"):
+        entry_point("train", tmp_path, *TRAINING, "trainer=cpu", *sizes)
+    run("train", *overrides)
+    assert len(losses(tmp_path)) == 10
+    entry_point("train", tmp_path, *TRAINING, "trainer=cpu", *sizes, "trainer.max_epochs=2")
+    assert len(losses(tmp_path)) == 20
 
 
 @pytest.mark.slow

@@ -86,6 +86,13 @@ class Classification(LightningModule):
         optimizer, scheduler = self.optim.build(self.model, self.blocks, steps, epochs)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def on_train_start(self) -> None:
+        """The rates are those of this run's schedule, also where a checkpoint is of a shorter run."""
+        for scheduler in (each.scheduler for each in self.trainer.lr_scheduler_configs):
+            rates = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+            for group, peak, factor in rates:
+                group["lr"] = peak * factor(scheduler.last_epoch)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
         if self.distillation:
