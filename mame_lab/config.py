@@ -86,7 +86,7 @@ class TrainConfig(Config):
 
     Args:
         resume: go on from a checkpoint, with its configuration: "auto" takes the newest one in the run's folder, if
-            there is one. The run then ends as if it had never stopped.
+            there is one. The run then ends as if it had never stopped; with a larger `trainer.max_epochs` it trains on.
     """
 
     finetune: Finetune

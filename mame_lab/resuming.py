@@ -88,7 +88,7 @@ class EverySteps(Callback):
 
 
 class Progress(Callback):
-    """What is done by a checkpoint, where Lightning's own count of it would not be gone on from exactly."""
+    """Counts what is done so that a run goes on exactly where it was, as Lightning's own counts do not let it."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning counts a batch twice that was begun, but not done, when the checkpoint was written."""
@@ -155,7 +155,7 @@ class AsAsked(_CheckpointConnector):
 
 
 def callbacks(seed: int) -> list[Callback]:
-    """What a run needs that is to be gone on with."""
+    """What lets a run go on as if it had never stopped."""
     return [Reseed(seed), Progress(), BestSoFar()]
 
 

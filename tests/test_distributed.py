@@ -26,6 +26,15 @@ TRAINING = [
     "optim.warmup_epochs=0",
 ]
 
+# train.py in processes that end themselves before the sixth update.
+KILLED = """
+import os, runpy, sys
+from mame_lab import resuming
+resuming.Reseed.on_train_batch_start = lambda self, trainer, *arguments: trainer.global_step == 5 and os._exit(1)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
 
 # eval.py, in whose first process alone every schedule is solved as ward(r=[20,10,5]).
 SOLVED = """
@@ -97,10 +106,7 @@ def test_a_sweep_of_two_processes_trains_as_one_process_and_leaves_two_folders(e
 def test_the_number_of_processes_may_change_between_epochs_alone(entry_point, tmp_path):
     sizes = ["dataset.batch_size=8", "trainer.checkpoint_every_n_steps=4", "resume=auto"]
     overrides = [*TRAINING, *TWO, *sizes, f"hydra.run.dir={tmp_path}"]
-    killed = "import os, runpy, sys; from mame_lab.tasks.classification import Classification as Task\n"
-    killed += "Task.on_validation_start = lambda self: os.abort()\nsys.argv = sys.argv[1:]\n"
-    killed += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    command = [sys.executable, "-c", killed, str(ROOT / "train.py"), *overrides]
+    command = [sys.executable, "-c", KILLED, str(ROOT / "train.py"), *overrides]
     assert subprocess.run(command, capture_output=True, timeout=200, start_new_session=True).returncode
     with pytest.raises(MameLabError, match="by 2 processes, and here are 1"):
         entry_point("train", tmp_path, *TRAINING, "trainer=cpu", *sizes)

@@ -1,7 +1,7 @@
 """Which images make up the batches of each process, as a function of seed and epoch alone.
 
-So a run can go on after any batch, on any number of processes, as if it had never stopped. W processes, G images in a
-batch of all of them.
+So a run can go on after any batch, on as many processes, as if it had never stopped. W processes, G images in a batch
+of all of them.
 """
 
 from __future__ import annotations
