@@ -15,7 +15,7 @@ from mame_lab.models.diffusers.unet import (
     UNetMergeContext,
     unmergeable,
 )
-from mame_lab.models.parts import become
+from mame_lab.models.parts import become, check_forwards
 
 __all__ = ["attach", "detach", "load", "tokens"]
 
@@ -59,13 +59,13 @@ def detach(model: Any) -> None:
     unet = unet_of(model)
     if "merging" not in vars(unet):
         return
-    transformers_of(unet)
+    parts = [module for module in unet.modules() if type(module) in PLAIN]
+    check_forwards(unet, parts)
     unet.merging.remove()
     del unet.method, unet.schedule, unet.merging
-    for module in unet.modules():
-        if type(module) in PLAIN:
-            become(module, plain(module))
-            vars(module).pop("level", None)
+    for part in parts:
+        become(part, plain(part))
+        vars(part).pop("level", None)
 
 
 def tokens(model: Any, sample: Tensor) -> list[int]:
