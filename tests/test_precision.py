@@ -7,7 +7,9 @@ import pytest
 import torch
 from families import FAMILIES, build, inputs
 from lightning.pytorch.plugins import HalfPrecision
-from runs import BENCHMARK
+from runs import BENCHMARK, TINY
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mame_lab import Ward, apply
 from mame_lab.models import family_of, twin
@@ -43,20 +45,47 @@ def test_a_model_runs_in_half_precision_and_is_left_as_it_was(family, precision)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.fixture
+def ran():
+    """The types of the weights of all linear layers that have run."""
+    dtypes = set()
+
+    def note(module, arguments):
+        if isinstance(module, nn.Linear):
+            dtypes.add(module.weight.dtype)
+
+    hook = register_module_forward_pre_hook(note)
+    yield dtypes
+    hook.remove()
+
+
 @pytest.mark.parametrize("precision", [*HALVES, "bf16-mixed"])
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_benchmarks_run_in_half_precision(entry_point, tmp_path, benchmark, precision):
+def test_benchmarks_run_in_half_precision(entry_point, ran, tmp_path, benchmark, precision):
     overrides = [f"trainer.precision={precision}", f"benchmark={benchmark}", *BENCHMARKS[benchmark]]
     entry_point("eval", tmp_path, *FAST, *overrides)
     assert (tmp_path / f"{benchmark}.csv").exists()
+    assert ran == {HALVES.get(precision, torch.float32)}
+
+
+def test_fine_tuned_checkpoints_are_compared_in_half_precision(entry_point, ran, tmp_path):
+    entry_point("train", tmp_path / "head", *TINY, "mame=off")
+    start = tmp_path / "head/checkpoints/best.ckpt"
+    entry_point("train", tmp_path / "tuned", *TINY, "mame.r=20", f"model.weights={start}")
+    ran.clear()
+    tuned = f"benchmark.checkpoints={tmp_path / 'tuned/checkpoints/best.ckpt'}"
+    entry_point("eval", tmp_path, f"ckpt={start}", "benchmark=recovery", tuned, *FAST[4:], "trainer.precision=16-true")
+    assert (tmp_path / "recovery.csv").exists()
+    assert ran == {torch.float16}
 
 
 @pytest.mark.parametrize("judge", ["classifier", "k-NN"])
 @pytest.mark.parametrize("precision", [*HALVES, "bf16-mixed"])
-def test_an_evaluation_in_half_precision(entry_point, tmp_path, precision, judge):
+def test_an_evaluation_in_half_precision(entry_point, ran, tmp_path, precision, judge):
     model = ["model.num_classes=0", "dataset.batch_size=16"] if judge == "k-NN" else []
     entry_point("eval", tmp_path, *FAST, "mame.flops=0.8", f"trainer.precision={precision}", *model)
     found = json.loads((tmp_path / "result.json").read_text())
     assert found["conditions"]["dtype"] == precision
     assert found["evaluated_by"] == judge
     assert 0 < found["feature_error"] < 1
+    assert ran == {HALVES.get(precision, torch.float32)}
