@@ -106,7 +106,8 @@ class Progress(Callback):
         batches = loops["epoch_loop.batch_progress"]["current"]
         if batches["completed"] < trainer.num_training_batches:
             batches["completed"] -= batches["completed"] % trainer.accumulate_grad_batches
-        if trainer.validating:
+        validation = trainer.fit_loop.epoch_loop.val_loop
+        if trainer.validating and validation.batch_progress.current.completed < sum(validation.max_batches):
             begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
             loops["epoch_loop.val_loop.batch_progress"] |= {"total": begun, "current": begun}
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mame_lab import MameLabError
-from mame_lab.data.folders import list_images
+from mame_lab.data.folders import LeftOut, list_images
 from mame_lab.merging import Ward
 from mame_lab.trunk import identity
 
@@ -23,18 +23,18 @@ def folder(tmp_path):
 
 
 def test_images_on_disk_are_known_by_their_files(folder):
-    before = identity.images(list_images(folder))
-    assert identity.images(list_images(folder)) == before
+    before = identity.images(list_images(folder, LeftOut()))
+    assert identity.images(list_images(folder, LeftOut())) == before
 
     path = folder / "cat/1.png"
     Image.new("RGB", (4, 4), "navy").save(path)
     os.utime(path, (1, 1))
-    edited = identity.images(list_images(folder))
+    edited = identity.images(list_images(folder, LeftOut()))
     (folder / "dog/0.png").rename(folder / "cat/2.png")
     Image.new("RGB", (4, 4), "teal").save(folder / "dog/1.png")
-    moved = identity.images(list_images(folder))
+    moved = identity.images(list_images(folder, LeftOut()))
     assert len({before, edited, moved}) == 3
-    listed = list_images(folder)
+    listed = list_images(folder, LeftOut())
     path.unlink()
     with pytest.raises(MameLabError, match=r"1.png cannot be read"):
         identity.images(listed)
