@@ -20,14 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from mame_lab import cpu
 from mame_lab.errors import MameLabError
 
 log = logging.getLogger(__name__)
 
 REASON = "error.txt"  # in the folder of a run that failed
-# How often a thread looks for the others before it sleeps, in OpenMP on Linux. By default one that waits keeps its core
-# for milliseconds, which another process there lacks: beside one, training took 20 times as long.
-PATIENCE = "2000"
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -36,8 +34,7 @@ def run(main: Callable) -> None:
 
     With HYDRA_FULL_ERROR=1 in the environment the whole traceback is shown.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", PATIENCE)  # before torch is loaded
+    cpu.settle()
     for key in ("hydra.run.dir", "hydra.sweep.dir"):
         if f"{key}=" in sys.argv:
             sys.exit(f"error: {key}= is empty (an unset variable of the shell?): give a folder, or leave it out")

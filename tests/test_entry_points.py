@@ -1,7 +1,6 @@
 """train.py and eval.py as their user meets them."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from PIL import Image
 from runs import ROOT, TINY
 from safetensors.torch import save_file
 
-from mame_lab import MameLabError, cli
+from mame_lab import MameLabError
 from mame_lab.results import Result
 
 BACKBONE = {
@@ -244,23 +243,6 @@ sys.argv = [PATH, "--help"]
 atexit.register(lambda: print("torch" in sys.modules))
 runpy.run_path(PATH, run_name="__main__")
 """
-
-
-WAITING = """
-import os, sys
-from mame_lab import cli
-cli.run(lambda: print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules))
-"""
-
-
-@pytest.mark.parametrize(
-    ("given", "then"),
-    [({}, cli.PATIENCE), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
-)
-def test_threads_that_wait_give_up_their_cores_unless_the_environment_says_otherwise(given, then, tmp_path):
-    environment = {key: value for key, value in os.environ.items() if key not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = command("-c", WAITING, cwd=tmp_path, env=environment | given)
-    assert done.stdout.split() == [str(then), "False"]
 
 
 def test_help_needs_no_torch(tmp_path):

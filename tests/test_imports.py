@@ -71,7 +71,8 @@ ARROWS = {
         "training",
     ],
     "budgets": ["config", "data", "merging", "models"],
-    "cli": [],
+    "cli": ["cpu"],
+    "cpu": [],
     "evaluation": ["comparison", "compilation", "config", "costs", "data", "models", "precision", "results", "speed"],
     "fitting": [
         "checkpoint",
