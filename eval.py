@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mame_lab import checkpoint, cli, config
+from mame_lab import checkpoint, cli, config, cpu
 
 config.register()
 
@@ -42,6 +42,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     from mame_lab.data.preprocessing import Preprocessing
     from mame_lab.evaluation import evaluate as compare
 
+    cpu.use(run.model.threads)
     print = rank_zero_only(rich.print)
     lightning.seed_everything(run.seed, workers=True, verbose=False)
     if run.generates:

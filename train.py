@@ -13,7 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mame_lab import cli, config
+from mame_lab import cli, config, cpu
 
 config.register()
 
@@ -40,6 +40,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from mame_lab.evaluation import evaluate
     from mame_lab.fitting import fit
 
+    cpu.use(run.model.threads)
     print = rank_zero_only(rich.print)
     folder = Path(HydraConfig.get().runtime.output_dir)
     lightning.seed_everything(run.seed, workers=True, verbose=False)

@@ -1,4 +1,4 @@
-"""What a process asks of Linux before torch is loaded, so that work on the CPU is fast, and as fast the next time."""
+"""What a process asks for so that work on the CPU is fast, and as fast the next time."""
 
 import ctypes
 import os
@@ -14,7 +14,10 @@ KEPT, BLOCK = 2**31 - 1, 2**25  # bytes that are kept in all, and of one block: 
 
 
 def settle() -> None:
-    """Threads that wait give up their cores, and freed memory is kept, unless the environment says otherwise."""
+    """Threads that wait give up their cores, and freed memory is kept, unless the environment says otherwise.
+
+    To be called before torch is loaded. It asks this of Linux, elsewhere of nobody.
+    """
     if sys.platform != "linux":
         return
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -23,3 +26,11 @@ def settle() -> None:
     if mallopt and not any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         mallopt(M_TRIM_THRESHOLD, KEPT)
         mallopt(M_MMAP_THRESHOLD, BLOCK)
+
+
+def use(threads: int | None) -> None:
+    """Work on so many threads, unless None or the environment says otherwise."""
+    if threads and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(threads)

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from runs import ROOT
+import torch
+from runs import ROOT, TINY, compose_config
 
 from mame_lab import cpu
 
@@ -31,7 +32,7 @@ cli.run(blocks)
 """
 PAGES = 20 * 2**24 // 2**12
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks this of Linux")
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="asked of Linux")
 
 
 def output(program, **environment):
@@ -42,6 +43,7 @@ def output(program, **environment):
     return done.stdout.split()
 
 
+@on_linux
 @pytest.mark.parametrize(
     ("given", "then"),
     [({}, cpu.PATIENCE), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
@@ -50,6 +52,38 @@ def test_threads_that_wait_give_up_their_cores_unless_the_environment_says_other
     assert output(WAITING, **given) == [str(then), "False"]
 
 
+@on_linux
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise():
     assert int(output(FREEING)[0]) < PAGES / 10
     assert int(output(FREEING, MALLOC_MMAP_THRESHOLD_="65536")[0]) >= PAGES
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("asked", "then"), [(1, 1), (3, 3), (None, 2)])
+def test_a_model_runs_on_the_threads_that_it_asks_for(threads, asked, then):
+    cpu.use(asked)
+    assert torch.get_num_threads() == then
+
+
+def test_the_environment_says_how_many_threads(threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    cpu.use(1)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_small_models_alone_ask_for_one_thread(entry_point, threads, tmp_path, monkeypatch, name):
+    assert compose_config(name, []).model.threads == 1
+    assert compose_config(name, ["model=vit_s"]).model.threads is None
+    asked = []
+    monkeypatch.setattr(cpu, "use", asked.append)
+    entry_point(name, tmp_path, *TINY)
+    assert asked == [1]

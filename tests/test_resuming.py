@@ -238,7 +238,7 @@ def test_a_run_may_go_on_for_longer(entry_point, killed, tmp_path, nth):
     entry_point("train", tmp_path, *long)
     assert last(tmp_path)["epoch"] == 2
     assert last(tmp_path)["config"]["trainer"]["max_epochs"] == 3
-    expected = [2e-3 * lr_factor(step, 15, 5, 0) for step in range(15)]
+    expected = [1e-3 * lr_factor(step, 15, 5, 0) for step in range(15)]
     assert rates(tmp_path)[done:] == pytest.approx(expected[done:])
     assert [row.split(",")[0] for row in metrics(tmp_path)[1]].count("14") == 2  # of training and validation
     entry_point("train", tmp_path, *long)

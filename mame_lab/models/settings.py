@@ -24,6 +24,7 @@ class ModelSettings:
             each part of a pipeline with random weights.
         templates: (open_clip) texts with {} for the name of a class: "imagenet" (CLIP's 80), "simple" (7), or a list.
         tokenizer: (open_clip) a local folder with the tokenizer. None: the model's own.
+        threads: CPU threads that it runs on, unless OMP_NUM_THREADS is set. None: as many as PyTorch takes.
     """
 
     family: str = "timm"
@@ -35,6 +36,7 @@ class ModelSettings:
     args: dict[str, Any] = field(default_factory=dict)
     templates: Any = "imagenet"
     tokenizer: str | None = None
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         unread = {"templates": self.templates != "imagenet", "tokenizer": self.tokenizer is not None}
@@ -43,6 +45,8 @@ class ModelSettings:
                 f"model.{key}={getattr(self, key)} is for model.family=open_clip, whose head is written from texts, "
                 f"and this one is {self.family}: leave it out"
             )
+        if self.threads is not None and self.threads < 1:
+            raise MameLabError(f"model.threads={self.threads}: set it to 1 or more")
 
     @property
     def of_a_run(self) -> bool:

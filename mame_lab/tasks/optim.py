@@ -60,7 +60,7 @@ class AdamW:
         MameLabError: a value is out of its range.
     """
 
-    lr: float = 2e-3
+    lr: float = 1e-3
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     warmup_epochs: float = 1.0
