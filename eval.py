@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> dict[str, float] | None:
 
 def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     values = config.plain(cfg)
-    said = list(HydraConfig.get().overrides.task)
+    said = cli.overrides()
     stored = checkpoint.read(cfg.ckpt) if cfg.ckpt else None
     if stored:
         values = config.override(stored.config, values, said)

@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
 def train(cfg: DictConfig) -> dict[str, float]:
     values = config.plain(cfg)
     run = config.typed(config.TrainConfig, values)
-    config.check_read(run, list(HydraConfig.get().overrides.task))
+    config.check_read(run, cli.overrides())
 
     import lightning
     import rich

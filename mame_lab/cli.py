@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,13 +12,13 @@ from contextlib import chdir, contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from mame_lab import cpu
@@ -25,6 +26,7 @@ from mame_lab.errors import MameLabError
 
 log = logging.getLogger(__name__)
 
+AMBIGUOUS = re.compile(r"Ambiguous value for argument '(.+?)'\n")  # what Hydra says
 REASON = "error.txt"  # in the folder of a run that failed
 WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -36,7 +38,7 @@ def run(main: Callable) -> None:
     """
     cpu.settle()
     for key in ("hydra.run.dir", "hydra.sweep.dir"):
-        if f"{key}=" in sys.argv:
+        if {f"{key}=", f"{key}=''", f'{key}=""'} & set(sys.argv):
             sys.exit(f"error: {key}= is empty (an unset variable of the shell?): give a folder, or leave it out")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors on instead of printing them itself.
     try:
@@ -78,6 +80,16 @@ def job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
         sys.exit(f"error: {explain(error)}")
 
 
+def overrides() -> list[str]:
+    """What the command line says for this job, in Hydra's syntax."""
+    return _written(HydraConfig.get().overrides.task)
+
+
+def _written(said: Any) -> list[str]:
+    # Hydra would take ${...} in them for references to its own configuration.
+    return cast(list[str], OmegaConf.to_container(said, resolve=False))
+
+
 def give_reason(folder: Path, reason: str) -> None:
     """Leave the reason of a failure in the folder of a run, as far as it can be written to."""
     with suppress(OSError):
@@ -92,13 +104,13 @@ def _argv_of_this_job(folder: Path) -> Iterator[None]:
     """
     hydra = HydraConfig.get()
     sources = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    paths = [override for override in hydra.overrides.hydra if override.startswith("hydra.searchpath=")]
+    paths = [override for override in _written(hydra.overrides.hydra) if override.startswith("hydra.searchpath=")]
     argv = sys.argv
     sys.argv = [
         argv[0],
         *(f"--config-dir={path}" for path in sources),
         *paths,
-        *hydra.overrides.task,
+        *overrides(),
         "hydra/job_logging=stdout",
     ]
     with read_write(hydra.run):  # pyright: ignore[reportArgumentType]
@@ -114,6 +126,8 @@ def explain(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(error, OverrideParseException):
         return _unparsed(error.override)
+    if ambiguous := AMBIGUOUS.match(str(error)):
+        return f"{ambiguous[1]} has a comma, as for a sweep: give -m, or quote a text: {_quoted(ambiguous[1])}"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = (error.missing_cfg_file or "").partition("/")
         return f"{group}={name} is not known{_near(name, error.options)}: choose from {', '.join(error.options)}"
@@ -124,7 +138,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         known = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
         near = _near(str(error.key), known) if error.key not in known else ""
-        return f"{error.full_key}: {str(error).splitlines()[0]}{near}"
+        text = ": quote a text that begins with a bracket" if "'list' to string" in str(error) else ""
+        return f"{error.full_key}: {str(error).splitlines()[0]}{near}{text}"
     if isinstance(error, MameLabError):
         # A loader's worker process wraps the message in its whole traceback.
         return str(error).strip().splitlines()[-1].rpartition("MameLabError: ")[2]
@@ -135,11 +150,18 @@ def _unparsed(override: str) -> str:
     key, equals, value = override.partition("=")
     if not (key.strip("+~ ") and equals):
         return f"{override} is no KEY=VALUE: give a key and its value, such as mame.r=8"
-    quoted = f"{key}={QuotedString(value, Quote.double).with_quotes()}"
+    if value.startswith(("[", "{")):
+        example = shlex.quote(f'{key}=["a b",c]')
+        return f"{override} cannot be parsed: put commas between the values of a list and quote texts, as in {example}"
     return (
         f"{override} cannot be parsed: quote a value that is text with blanks, brackets or other signs, for Hydra and "
-        f"for the shell: {shlex.quote(quoted)}"
+        f"for the shell: {_quoted(override)}"
     )
+
+
+def _quoted(override: str) -> str:
+    key, _, value = override.partition("=")
+    return shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
 
 
 def _near(name: str, known: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from mame_lab.benchmarks import BENCHMARKS, Denoiser
 from mame_lab.data import DATASETS
@@ -185,9 +185,14 @@ def plain(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration as dicts, lists, strings and numbers: what a checkpoint stores.
 
     Raises:
-        MameLabError: a value is empty, as where an unset variable of the shell stands for it.
+        MameLabError: a value is empty, as where an unset variable of the shell stands for it, or refers to nothing.
     """
-    values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationResolutionError as error:
+        raise MameLabError(
+            f"{error.full_key}: {str(error).splitlines()[0]}: in ${{...}} stands a key of the configuration"
+        ) from error
     empty = next((key for key in _empty(values) if key not in MAY_BE_EMPTY), None)
     if empty:
         raise MameLabError(f"{empty}= is empty (an unset variable of the shell?): give a value, or null for none")
@@ -195,11 +200,11 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def _empty(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    """The full keys of the texts that are empty or blank."""
+    """The full keys of the texts that are empty or blank, also in lists."""
     for key, value in values.items():
         if isinstance(value, dict):
             yield from _empty(value, f"{prefix}{key}.")
-        elif isinstance(value, str) and not value.strip():
+        elif any(str(each).strip() == "" for each in (value if isinstance(value, list) else [value])):
             yield f"{prefix}{key}"
 
 
@@ -226,11 +231,11 @@ def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str
     """
     merged = OmegaConf.create(values | {key: stored[key] for key in ("model", "mame", "dataset", "seed")})
     parsed = OverridesParser.create().parse_overrides(overrides)
-    if amounts := {said.key_or_group for said in parsed} & set(AMOUNTS):
-        beside = {"mame.clamp": False} if amounts == {"mame.tau"} else {"mame.batch": "per_sample"}
-        for key, nothing in (dict.fromkeys(AMOUNTS) | beside).items():
-            if OmegaConf.select(merged, key) is not None:
-                OmegaConf.update(merged, key, nothing)
+    keys = {said.key_or_group for said in parsed}
+    amount_changes = bool(keys & set(AMOUNTS))
+    for key in AMOUNTS if amount_changes else ():
+        if OmegaConf.select(merged, key) is not None:
+            OmegaConf.update(merged, key, None)
     for said in parsed:
         if said.key_or_group.partition(".")[0] not in values:
             raise MameLabError(
@@ -239,9 +244,31 @@ def override(stored: dict[str, Any], values: dict[str, Any], overrides: list[str
             )
         if said.key_or_group == "model.weights" and said.value() is not None:
             raise MameLabError(f"model.weights={said.value()} and ckpt=... exclude each other: give one of the two")
+        if said.key_or_group.startswith("mame.") and not _has(merged.mame, said.key_or_group.split(".")[1]):
+            raise MameLabError(
+                f"{said.key_or_group}={said.value()} is not for mame={merged.mame.method}, which the checkpoint "
+                f"carries: leave it out, or give another mame as well"
+            )
         value = OmegaConf.select(OmegaConf.create(values), said.key_or_group)
         OmegaConf.update(merged, said.key_or_group, value, merge=False)
+    if amount_changes:
+        _leave_out(merged.mame, keys)
     return plain(merged)
+
+
+def _has(mame: DictConfig, key: str) -> bool:
+    return mame.method not in METHODS or key in {each.name for each in fields(METHODS[mame.method])}
+
+
+def _leave_out(mame: DictConfig, keys: set[str]) -> None:
+    """Drop what a checkpoint says beside its amount of merging and nothing reads beside another; not what is said."""
+    target = mame.get("flops") is not None or mame.get("speedup") is not None
+    budget = target or mame.get("r") is not None
+    adaptive = mame.get("schedule") == "adaptive" if target else not budget and mame.get("tau") is not None
+    unread = {"clamp": (adaptive, False), "batch": (not adaptive, "per_sample"), "schedule": (not budget, None)}
+    for key, (is_unread, nothing) in unread.items():
+        if is_unread and key in mame and f"mame.{key}" not in keys:
+            mame[key] = nothing
 
 
 def check_read(run: Config, overrides: list[str]) -> None:
@@ -254,6 +281,8 @@ def check_read(run: Config, overrides: list[str]) -> None:
     benchmark, unread = getattr(run, "benchmark", None), {}
     if benchmark is not None:
         unread |= dict.fromkeys(benchmark.unread, f"benchmark={benchmark.name}, which has settings of its own")
+    if run.generates:
+        unread |= {f"speed.{key}": f"dataset={run.dataset.name}" for key in ("batch_size", "cost_samples")}
     if getattr(run.dataset, "augment", None) == "none":
         unread["dataset.min_crop_area"] = "dataset.augment=none"
     for said in OverridesParser.create().parse_overrides(overrides):

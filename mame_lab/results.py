@@ -236,8 +236,8 @@ def _accuracy(result: Result) -> Iterator[tuple[str, ...]]:
     for name, of in (("top-1", "top1"), ("top-5", "top5")):
         merged, unmerged = getattr(result.merged, of), getattr(result.unmerged, of)
         if merged and unmerged:
-            change = getattr(result, f"{of}_change")
-            yield name, *(f"{100 * arm.value:.1f} %" for arm in (merged, unmerged)), str(change or "")
+            change = getattr(result, f"{of}_change") or f"{100 * (merged.value - unmerged.value):+.1f} points"
+            yield name, *(f"{100 * arm.value:.1f} %" for arm in (merged, unmerged)), str(change)
 
 
 def _fidelity(result: Result) -> Iterator[tuple[str, ...]]:

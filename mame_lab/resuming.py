@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
+from mame_lab import tensor_file
 from mame_lab.checkpoint import Checkpoint, read
 from mame_lab.data.samplers import seed_of
 from mame_lab.errors import MameLabError
@@ -36,8 +37,9 @@ FREE = {
         "enable_progress_bar",
         "log_every_n_steps",
         "checkpoint_every_n_steps",
+        "limit_test_batches",
     },
-    "dataset": {"root", "num_workers"},
+    "dataset": {"root", "num_workers", "clips", "crops"},
 }
 FREE_GROUPS = ("logger", "speed", "resume")
 SOLVED = ("r", "tau", "flops", "speedup", "schedule", "blocks")  # of a method with a target
@@ -135,7 +137,10 @@ class BestSoFar(Callback):
             return
         path = Path(best.format_checkpoint_name({}))
         found = _beside(Path(str(trainer.ckpt_path)), path.name)
-        if trainer.is_global_zero and not (path.exists() and path.samefile(found)):
+        elsewhere = not (path.exists() and path.samefile(found))
+        if elsewhere:
+            _check_best(found, state["best_model_score"], checkpoint["global_step"])
+        if trainer.is_global_zero and elsewhere:
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(found, path.with_name(f"{path.name}.part")).replace(path)
         trainer.strategy.barrier()
@@ -199,6 +204,17 @@ def _beside(path: Path, name: str) -> Path:
         f"resume: {path} goes on with the best weights so far, and there is no {name} beside it: put it there, or "
         f"start anew from its own weights with model.weights={path}"
     )
+
+
+def _check_best(path: Path, score: Any, step: int) -> None:
+    """Raise MameLabError where `path` was written over after this step, for its run went on."""
+    best = tensor_file.read(path, "resume")
+    scores = [state.get("best_model_score") for state in best["callbacks"].values()]
+    if best["global_step"] > step or score not in scores:
+        raise MameLabError(
+            f"resume: {path} holds the best weights of a later step, for its run went on: go on in its own folder, or "
+            f"start anew with model.weights=FILE.ckpt"
+        )
 
 
 def _checked(found: Checkpoint, run: Any, values: dict[str, Any]) -> Checkpoint:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -187,7 +188,8 @@ def _sweep() -> tuple[str | None, list[str]]:
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return None, []
     hydra = HydraConfig.get()
-    return Path(hydra.sweep.dir).resolve().name, list(hydra.overrides.task)
+    said: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return Path(hydra.sweep.dir).resolve().name, said
 
 
 def _shortened(tag: str) -> str:

@@ -132,6 +132,34 @@ def test_a_value_that_hydra_cannot_parse_is_named_and_quoted(key, value):
     assert OmegaConf.select(compose_config("eval", [quoted]), key.strip("+")) == value
 
 
+@pytest.mark.parametrize("value", ["outputs/a,b/best.ckpt", "1,2"])
+def test_a_text_that_looks_like_a_sweep_is_quoted(value):
+    with pytest.raises(HydraException) as error:
+        compose_config("eval", [f"ckpt={value}"])
+    told = cli.explain(error.value)
+    assert told.startswith(f"ckpt={value} has a comma, as for a sweep: give -m, or quote a text: ")
+    (quoted,) = shlex.split(told.rpartition("text: ")[2])
+    assert compose_config("eval", [quoted]).ckpt == value
+
+
+@pytest.mark.parametrize("value", ["[8,,8]", "[a b", "{a"])
+def test_a_list_that_cannot_be_parsed_is_shown_as_one(value):
+    with pytest.raises(HydraException) as error:
+        compose_config("eval", [f"mame.r={value}"])
+    assert cli.explain(error.value).endswith("""quote texts, as in 'mame.r=["a b",c]'""")
+
+
+def test_a_list_for_a_text_is_to_be_quoted():
+    with pytest.raises(HydraException) as error:
+        compose_config("eval", ["dataset=imagefolder", "dataset.root=[abc]"])
+    assert cli.explain(error.value).endswith("'['abc']': quote a text that begins with a bracket")
+
+
+def test_what_refers_to_nothing_is_named():
+    with pytest.raises(MameLabError, match=r"^dataset.root: Interpolation key 'x' not found: in "):
+        values("eval", "dataset=imagefolder", "dataset.root=/data/${x}")
+
+
 @pytest.mark.parametrize("said", ["ckpt", "=3x=", "++=a=b"])
 def test_what_is_no_key_and_value_is_named(said):
     with pytest.raises(HydraException) as error:
@@ -148,6 +176,7 @@ def test_what_is_no_key_and_value_is_named(said):
         ("eval", "model.tokenizer=", "model.tokenizer"),
         ("train", "trainer.strategy=''", "trainer.strategy"),
         ("eval", "ckpt=${oc.env:NOT_SET,''}", "ckpt"),
+        ("train", "finetune.train=['']", "finetune.train"),
     ],
 )
 def test_an_empty_value_is_no_value(entry, override, key):
@@ -258,12 +287,29 @@ def test_a_method_without_a_threshold_at_another_amount():
         (["mame.tau=0.9", "mame.batch=packed"], "mame.r=8"),
         (["mame.tau=0.9", "mame.batch=union"], "mame.flops=0.5"),
         (["mame.r=8", "mame.clamp=true"], "mame.tau=0.9"),
+        (["mame.r=8", "mame.schedule=linear"], "mame.tau=0.9"),
     ],
 )
 def test_what_went_with_the_amount_of_a_checkpoint_goes_with_it(stored, said):
     merged = config.override(values("train", *stored), values("eval", said), [said])
     method = config.typed(config.EvalConfig, merged).mame
     assert (method.batch, method.clamp) == ("per_sample", False)
+
+
+def test_thresholds_of_a_checkpoint_stay_packed_where_others_are_solved_for():
+    said = ["mame.flops=0.5", "mame.schedule=adaptive"]
+    for stored in (["mame.tau=0.9", "mame.batch=packed"], ["mame.r=8", "mame.clamp=true"]):
+        merged = config.override(values("train", *stored), values("eval", *said), said)
+        method = config.typed(config.EvalConfig, merged).mame
+        assert (method.batch == "packed", method.clamp) == ("mame.batch=packed" in stored, False)
+
+
+def test_a_key_that_is_not_for_the_method_of_a_checkpoint_is_named():
+    stored = values("train", "mame=tome", "mame.r=8")
+    with pytest.raises(MameLabError, match=r"mame.tau=0.9 is not for mame=tome, which the checkpoint carries: leave"):
+        config.override(stored, values("eval", "mame.tau=0.9"), ["mame.tau=0.9"])
+    said = ["mame=paper", "mame.tau=0.9"]
+    assert config.override(stored, values("eval", *said), said)["mame"]["tau"] == 0.9
 
 
 def test_a_budget_stays_truncated_at_another_budget():
@@ -279,6 +325,12 @@ def test_a_budget_stays_truncated_at_another_budget():
         ("eval", ["benchmark=grid_attention", "speed.seconds=1"], "speed.seconds=1 has no meaning beside"),
         ("eval", [*(f"{k}={v}" for k, v in PROMPTS), "mame.r=0.5"], "mame.r=0.5 has no meaning beside benchmark=den"),
         ("eval", ["benchmark=budgets", "speed.batch_size=8"], "speed.batch_size=8 has no meaning beside benchmark=bud"),
+        (
+            "eval",
+            [*(f"{k}={v}" for k, v in PROMPTS), "dataset.steps=3"],
+            "dataset.steps=3 has no meaning beside benchmark",
+        ),
+        ("eval", [*(f"{k}={v}" for k, v in PROMPTS[:2]), "speed.batch_size=3"], "speed.batch_size=3 has no meaning"),
         ("train", ["dataset.augment=none", "dataset.min_crop_area=0.1"], "dataset.min_crop_area=0.1 has no meaning"),
     ],
 )

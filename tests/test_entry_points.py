@@ -215,6 +215,8 @@ def command(*arguments: str, cwd: Path, timeout: float = 250, **options) -> subp
         ("mame.r=80", "error: mame.r=80 is too large for block 0"),
         ("dataset.root=/photos (1)", "error: dataset.root=/photos (1) cannot be parsed"),
         ("hydra.run.dir=", "error: hydra.run.dir= is empty"),
+        ("hydra.run.dir=''", "error: hydra.run.dir= is empty"),
+        ("model.weights=/x/${y}", "error: model.weights: Interpolation key 'y' not found"),
         ("mame=null", "error: mame, model, dataset, ... take the name of a file of conf/GROUP"),
         (
             "hydra.run.dir=/dev/null/run",

@@ -27,7 +27,7 @@ ARROWS = {
     "cache": [],
     "tensor_file": [],
     "trunk": ["cache", "config", "data", "models"],
-    "resuming": ["checkpoint", "data"],
+    "resuming": ["checkpoint", "data", "tensor_file"],
     "training": ["resuming", "sharding"],
     "sharding": [],
     "precision": [],

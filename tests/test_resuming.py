@@ -203,6 +203,16 @@ def test_going_on_in_another_folder_ends_alike(entry_point, killed, tmp_path, gi
         entry_point("train", other, *RUN, f"resume={checkpoints / 'last.ckpt'}")
 
 
+def test_a_later_best_is_not_taken_for_that_of_an_earlier_checkpoint(entry_point, killed, tmp_path):
+    killed(tmp_path / "one", *RUN, nth=13)
+    checkpoints = tmp_path / "one/checkpoints"
+    content = torch.load(checkpoints / "best.ckpt")
+    torch.save(content | {"global_step": content["global_step"] + 100}, checkpoints / "best.ckpt")
+    with pytest.raises(MameLabError, match=r"best.ckpt holds the best weights of a later step, for its run went on"):
+        entry_point("train", tmp_path / "two", *RUN, f"resume={checkpoints / 'last.ckpt'}")
+    assert not (tmp_path / "two/checkpoints").exists()
+
+
 def test_other_processes_do_not_share_out_the_rest_of_an_epoch(entry_point, killed, tmp_path):
     killed(tmp_path, *RUN, "trainer.checkpoint_every_n_steps=1", nth=4)
     path = tmp_path / "checkpoints/last.ckpt"
@@ -277,6 +287,7 @@ def test_a_target_goes_on_with_what_met_it_and_with_no_other(entry_point, tmp_pa
 def test_what_does_not_shape_the_result_is_free(entry_point, tmp_path):
     entry_point("train", tmp_path, *TINY)
     free = ["trainer.checkpoint_every_n_steps=1", "trainer.log_every_n_steps=1", "speed.max_rounds=1"]
+    free += ["trainer.limit_test_batches=1"]
     entry_point("train", tmp_path, *TINY, "resume=auto", *free)
     for fixed in ("compile=true", "optim.lr=1", "finetune=head", "trainer.precision=64-true", "dataset.batch_size=2"):
         with pytest.raises(MameLabError, match=r"resume: .* and this run has .*: give what it had, or start anew"):

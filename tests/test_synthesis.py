@@ -198,8 +198,8 @@ def test_fid_takes_all_images_of_a_folder(tmp_path, monkeypatch, caplog):
 
 
 def test_denoiser_sets_methods_side_by_side(entry_point, tmp_path):
-    untimed = [override for override in SD_MINI if not override.startswith("speed.")]
-    entry_point("eval", tmp_path, *untimed, "benchmark=denoiser", "benchmark.latents=[24]", "benchmark.rounds=2")
+    read = [override for override in SD_MINI if not override.startswith(("speed.", "dataset."))]
+    entry_point("eval", tmp_path, *read, "benchmark=denoiser", "benchmark.latents=[24]", "benchmark.rounds=2")
     with (tmp_path / "denoiser.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["latents"], row["tokens"], row["arm"]) for row in rows] == [

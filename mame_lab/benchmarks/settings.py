@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mame_lab.benchmarks.arms import ARMS, method_of
+from mame_lab.data.prompts import Prompts
 from mame_lab.errors import MameLabError
 from mame_lab.merging import METHODS, Method
 from mame_lab.merging.grid import Grid
@@ -204,6 +205,8 @@ class Denoiser(Benchmark):
     latents: list[int] = field(default_factory=lambda: [64, 96])
     batch: int = 2
     rounds: int = 5
+
+    unread: ClassVar[tuple[str, ...]] = ("mame", "speed", *(f"dataset.{each.name}" for each in fields(Prompts)))
 
     def __post_init__(self) -> None:
         known = [name for name, method in METHODS.items() if method.restores]

@@ -20,6 +20,13 @@ from mame_lab.tasks.distillation import Distillation
 from mame_lab.tasks.optim import AdamW
 
 
+class Mean(MeanMetric):
+    """A mean that counts in its own precision when the model around it is converted to half."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
+        return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), exclude_state)
+
+
 class Classification(LightningModule):
     """Trains and evaluates `model` on batches of (inputs, labels_B).
 
@@ -53,7 +60,7 @@ class Classification(LightningModule):
         self.distillation = distillation
         self.metrics = nn.ModuleDict()
         for stage in ("val", "test"):
-            self.metrics[f"{stage}/loss"] = MeanMetric(nan_strategy=float("nan"))
+            self.metrics[f"{stage}/loss"] = Mean(nan_strategy=float("nan"))
             for k in (1, 5):
                 accuracy = MulticlassAccuracy(num_classes, top_k=min(k, num_classes), average="micro")
                 self.metrics[f"{stage}/top{k}"] = accuracy
@@ -125,7 +132,7 @@ class Classification(LightningModule):
     def _evaluate(self, stage: str, batch: tuple[Tensor, Tensor]) -> Tensor:
         inputs, labels_B = batch
         logits_BK = self(inputs)
-        loss_B = F.cross_entropy(logits_BK, labels_B, reduction="none")
+        loss_B = F.cross_entropy(logits_BK.float(), labels_B, reduction="none")
         given = {"loss": (loss_B,), "top1": (logits_BK, labels_B), "top5": (logits_BK, labels_B)}
         for name, of_batch in given.items():
             metric: Any = self.metrics[f"{stage}/{name}"]

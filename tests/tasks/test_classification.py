@@ -182,3 +182,12 @@ def test_a_first_loss_that_is_not_finite_leaves_no_checkpoint(tmp_path):
     with pytest.raises(MameLabError, match="none was written"):
         trainer(tmp_path).fit(Classification(model, K, AdamW(), {}), loader(16), loader(16))
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_in_half_precision_are_summed_in_single(dtype):
+    task = Classification(nn.Linear(K, K), K, AdamW(), CONFIG).to(dtype)
+    mean = task.metrics["val/loss"]
+    for _ in range(700):
+        mean.update(torch.full((100,), 2.5))
+    assert mean.compute() == 2.5
