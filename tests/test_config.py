@@ -328,7 +328,7 @@ def test_a_budget_stays_truncated_at_another_budget():
         (
             "eval",
             [*(f"{k}={v}" for k, v in PROMPTS), "dataset.steps=3"],
-            "dataset.steps=3 has no meaning beside benchmark",
+            "dataset.steps=3 has no meaning beside bench",
         ),
         ("eval", [*(f"{k}={v}" for k, v in PROMPTS[:2]), "speed.batch_size=3"], "speed.batch_size=3 has no meaning"),
         ("train", ["dataset.augment=none", "dataset.min_crop_area=0.1"], "dataset.min_crop_area=0.1 has no meaning"),
