@@ -54,7 +54,7 @@ def check(path: str | Path, key: str, advice: str = "get it again") -> None:
 
 
 def check_folder(folder: str | Path, key: str) -> None:
-    """`check` for all files of weights in a folder and below it."""
+    """`check` for all files of weights in and below a folder that cannot be loaded: one that loads may hold others."""
     for path in sorted(Path(folder).rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file():
             check(path, key)

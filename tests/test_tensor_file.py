@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from runs import ROOT
 from safetensors.torch import save, save_file
 from torch import nn
 
@@ -79,14 +81,36 @@ def test_a_checkpoint_that_is_broken_says_what_else_to_give(tmp_path):
         load(ModelSettings(name="vit_tiny_patch16_224", weights=str(tmp_path / "other.CKPT")))
 
 
-@pytest.mark.parametrize("library", ["transformers", "diffusers"])
-def test_a_folder_of_pointers_is_named(library, tmp_path):
-    (tmp_path / "unet").mkdir()
-    for name in ("config.json", "model_index.json"):
-        write(tmp_path / name, b"{}")
-    write(tmp_path / "unet/model.safetensors", POINTER)
-    with pytest.raises(MameLabError, match=rf"^model.weights={tmp_path}/unet/model.safetensors is a pointer of Git"):
-        family(library).load(ModelSettings(family=library, name="x", weights=str(tmp_path)))
+FOLDERS = {"transformers": "model.safetensors", "diffusers": "unet/diffusion_pytorch_model.safetensors"}
+
+
+def save_folder(library: str, folder: Path) -> ModelSettings:
+    """Save a small model of the library; the settings load it."""
+    if library == "diffusers":
+        sizes = yaml.safe_load((ROOT / "conf/model/sd_mini.yaml").read_text())["args"]
+    else:
+        sizes = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    family(library).load(ModelSettings(family=library, name="x", pretrained=False, args=sizes)).save_pretrained(folder)
+    return ModelSettings(family=library, name="x", weights=str(folder))
+
+
+@pytest.mark.parametrize("library", FOLDERS)
+@pytest.mark.parametrize(("content", "fault"), [(POINTER, "is a pointer of Git LFS"), (b"", "is empty .0 bytes.")])
+def test_a_folder_without_its_weights_is_named(library, content, fault, tmp_path):
+    settings = save_folder(library, tmp_path)
+    write(tmp_path / FOLDERS[library], content)
+    with pytest.raises(MameLabError, match=rf"^model.weights={tmp_path / FOLDERS[library]} {fault}"):
+        family(library).load(settings)
+
+
+@pytest.mark.parametrize("library", FOLDERS)
+def test_what_nobody_reads_in_a_folder_may_be_missing(library, tmp_path):
+    settings = save_folder(library, tmp_path)
+    whole = tmp_path / FOLDERS[library]
+    for path in (whole.with_name("pytorch_model.bin"), whole.with_suffix(".bin"), tmp_path / "ema-pruned.ckpt"):
+        write(path, POINTER)
+    write(tmp_path / "training_args.bin", b"")
+    family(library).load(settings)
 
 
 def write(path: Path, content: object) -> None:
