@@ -26,10 +26,28 @@ def test_numpy_beside_tensors_is_loaded(beside, tmp_path):
     assert torch.equal(read_weights(str(tmp_path / "w.pth"))["w"], STATE["w"])
 
 
-@pytest.mark.parametrize("place", ["state_dict_ema", "model_ema", "state_dict", "model", None])
+PLACES = "state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "module", "net", "params", "teacher"
+
+
+@pytest.mark.parametrize("place", [*PLACES, None])
 def test_the_state_dict_is_found_where_training_scripts_keep_it(place, tmp_path):
     state = {f"module.{name}": tensor for name, tensor in STATE.items()}
     torch.save(state if place is None else {place: state, "epoch": 3}, tmp_path / "w.pth")
+    assert list(read_weights(str(tmp_path / "w.pth"))) == ["w"]
+
+
+def test_the_averaged_weights_come_first_and_what_is_no_state_dict_is_passed_over(tmp_path):
+    average = {"w": STATE["w"] + 1}
+    torch.save({"model": STATE, "module": STATE, "params": 3, "model_ema": average}, tmp_path / "w.pth")
+    assert torch.equal(read_weights(str(tmp_path / "w.pth"))["w"], average["w"])
+    torch.save({"model": "vit", "params": {"lr": 0.1}, "module": average}, tmp_path / "w.pth")
+    assert torch.equal(read_weights(str(tmp_path / "w.pth"))["w"], average["w"])
+
+
+@pytest.mark.parametrize("place", ["model", None])
+def test_what_is_no_tensor_is_left_out(place, tmp_path):
+    state = STATE | {"epoch": 3, "block._extra_state": None, 7: STATE["w"]}
+    torch.save(state if place is None else {place: state}, tmp_path / "w.pth")
     assert list(read_weights(str(tmp_path / "w.pth"))) == ["w"]
 
 
