@@ -1,5 +1,6 @@
 """What a file of weights may hold beside its tensors, and what is said of one that is broken."""
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def test_the_content_says_what_a_file_is(name, tmp_path):
         (b"", r"is empty \(0 bytes\): get it again"),
         (POINTER, "is a pointer of Git LFS .*: run `git lfs pull` there"),
         (save(STATE)[:-4], "cannot be read: it is cut off, or no file of tensors: get it again"),
+        (b"could not find it\ngone\n", "cannot be read: it is cut off, or no file of tensors: get it again"),
         (b"<html>not found</html>", "cannot be read: it is cut off, or no file of tensors: get it again"),
         (nn.Linear(2, 2), r"cannot be read: it holds torch.nn.modules.linear.Linear .*torch.save\(model.state_dict"),
         ({"state_dict": STATE, "path": Path("x")}, "cannot be read: it holds pathlib.PosixPath .* or safetensors$"),
@@ -77,6 +79,21 @@ def test_a_broken_file_is_named(content, fault, name, tmp_path):
     with pytest.raises(MameLabError, match=f"^model.weights={tmp_path / name} {fault}") as error:
         read_weights(str(tmp_path / name))
     assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (STATE | {"args": Namespace(out=Path("x"))}, "pathlib.PosixPath"),
+        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        ({"call": os.system}, "posix.system"),
+    ],
+    ids=str,
+)
+def test_objects_in_the_format_before_zip_files_are_named(content, named, tmp_path):
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(MameLabError, match=f"cannot be read: it holds {named} beside or instead of tensors"):
+        read_weights(str(tmp_path / "w.pth"))
 
 
 def test_a_file_that_ends_early_is_named(tmp_path):
