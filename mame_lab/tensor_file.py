@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ POINTER = b"version https://git-lfs"
 # Files of weights, by what their names end in.
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 CORES = ("core", "_core")
+UNSAFE = re.compile(r"GLOBAL ([\w.]+) (?:was|whose)")
 SCALARS = tuple(type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV")
 
 
@@ -54,7 +56,7 @@ def check(path: str | Path, key: str, advice: str = "get it again") -> None:
 
 
 def check_folder(folder: str | Path, key: str) -> None:
-    """`check` for all files of weights in a folder and below it."""
+    """`check` for all files of weights in and below a folder that cannot be loaded: one that loads may hold others."""
     for path in sorted(Path(folder).rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file():
             check(path, key)
@@ -81,7 +83,7 @@ def _start(path: str | Path) -> bytes:
 
 
 def _fault(path: str | Path, error: Exception, advice: str) -> str:
-    objects = []
+    objects = UNSAFE.findall(str(error))  # PyTorch lists them all, but not those of its format before 1.6.
     with suppress(Exception), plain_objects():
         objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     if objects:

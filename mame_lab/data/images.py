@@ -50,13 +50,17 @@ def _shallow(image: Image) -> Image:
 
 
 def _white(image: Image, x_HW: np.ndarray) -> int:
-    """The value of white: 65535 in 16 bits. In 32 bits fractions are taken for shares of it, whole numbers as bytes."""
+    """The value of white: 65535 in 16 bits, 255 in 32 bits, where fractions that are all from 0 to 1 are shares of it.
+
+    Raises:
+        ValueError: values in 32 bits are below 0 or above 255.
+    """
     if image.mode.startswith("I;") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))  # 12 in the TIFF files of some cameras
         return 2 ** bits[0] - 1
     low, high = x_HW.min(), x_HW.max()
     if image.mode == "F" and 0 <= low <= high <= 1:
         return 1
-    if 0 <= low <= high <= 255 and not (x_HW % 1).any():
+    if 0 <= low <= high <= 255:
         return 255
     raise ValueError(f"its values from {low} to {high} have no known range: save it with 8 or 16 bits")

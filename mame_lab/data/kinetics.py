@@ -47,8 +47,10 @@ class Kinetics400(VideoDataset):
 
     The lists are val.csv and, for training or k-NN, train.csv, in the root or in its folder `annotations`: either those
     of Kinetics, with the columns label, youtube_id, time_start, time_end, whose videos are val/ID_000010_000020.mp4
-    (and train/...) in the root; or lines "PATH LABEL", the path from the root and the number of the class, whose name
-    is that line of classes.txt (missing: the number); or tables with the columns path and label, a number or a name.
+    (and train/...) in the root; or tables with the columns path, from the root, and label; or lines "PATH LABEL".
+
+    Labels are numbers of classes in all lists, or, in tables, names in all lists. A class is a line of classes.txt in
+    the root, counted from 0. Without that file it is called like its number, or names are numbered by the alphabet.
 
     A broken video is missing, cannot be decoded, or ends early. With `broken=skip` all videos are decoded once, when
     they are first used, and broken ones are then in no split: so order, batches and shares of processes are those of a
@@ -83,7 +85,8 @@ class Kinetics400(VideoDataset):
                 f"their labels, val.csv and, to train, train.csv"
             )
         listed = {split: _read(root, path) for split, path in lists.items()}
-        numbers, classes = _classes(root, {label for videos in listed.values() for _, label in videos})
+        labels = {label: lists[split] for split, videos in listed.items() for _, label in videos}
+        numbers, classes = _classes(root / "classes.txt", labels)
         videos = {split: [(path, numbers[label]) for path, label in each] for split, each in listed.items()}
         conditions = {"views": f"{self.clips}x{self.crops}"}
         if self.broken == "skip":
@@ -107,17 +110,32 @@ def _read(root: Path, path: Path) -> list[tuple[str, str]]:
     return videos
 
 
-def _classes(root: Path, labels: set[str]) -> tuple[dict[str, int], list[str]]:
-    """The numbers of the labels, and the names of the classes in the order of these."""
-    if not all(label.isdecimal() for label in labels):
-        return {label: number for number, label in enumerate(sorted(labels))}, sorted(labels)
-    numbers = {label: int(label) for label in labels}
-    most = max(numbers.values())
-    path = root / "classes.txt"
-    names = read_names(path) if path.exists() else [str(number) for number in range(most + 1)]
-    if most >= len(names):
+def _classes(path: Path, labels: dict[str, Path]) -> tuple[dict[str, int], list[str]]:
+    """The numbers of the labels, and the names of the classes in the order of these.
+
+    Args:
+        path: of the names of the classes; it need not exist.
+        labels: each with a list that holds it.
+
+    Raises:
+        MameLabError: some labels are numbers and some are names, or the file has no line for one.
+    """
+    digits = {label: int(label) for label in labels if label.isdecimal()}
+    words = sorted(labels.keys() - digits)
+    if digits and words:
+        number, name = min(digits), words[0]
+        raise MameLabError(
+            f"{labels[number]} has the number {number} as a label, and {labels[name]} the name '{name}': give all "
+            f"labels as numbers, or all as names"
+        )
+    names = read_names(path) if path.exists() else words or [str(number) for number in range(max(digits.values()) + 1)]
+    if unknown := [label for label in words if label not in names]:
+        raise MameLabError(
+            f"{labels[unknown[0]]} has the label '{unknown[0]}', which is no line of {path}: add it there"
+        )
+    if digits and (most := max(digits.values())) >= len(names):
         raise MameLabError(f"{path} has {len(names)} lines, and there is a class {most}: give it a line for each class")
-    return numbers, names
+    return digits or {label: names.index(label) for label in words}, names
 
 
 def _whole(root: Path, path: Path, videos: Files) -> Files:

@@ -7,11 +7,14 @@ from pathlib import Path
 
 from mame_lab.errors import MameLabError
 
+MARK = "\ufeff"
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_lines(path: Path, named: str | None = None) -> list[str]:
-    """The lines of a file in UTF-8, or in UTF-16 as its byte-order mark says; a mark is no part of the first line.
+    """The lines of a file in UTF-8, or in UTF-16 as its byte-order mark says.
+
+    Marks at the start of a line, which files that were joined have inside, are no part of it.
 
     Args:
         path: of the file.
@@ -24,7 +27,7 @@ def read_lines(path: Path, named: str | None = None) -> list[str]:
         content = path.read_bytes()
     except OSError as error:
         raise MameLabError(f"{named or path} cannot be read ({error.strerror}): give a text file") from error
-    encoding = "utf-16" if content.startswith(UTF_16) else "utf-8-sig"
+    encoding = "utf-16" if content.startswith(UTF_16) else "utf-8"
     try:
         text = content.decode(encoding)
         if "\0" in text:
@@ -32,7 +35,7 @@ def read_lines(path: Path, named: str | None = None) -> list[str]:
     except UnicodeDecodeError as error:
         line = 1 + content.count(b"\n", 0, error.start)
         raise MameLabError(f"{named or path}, line {line}, is no text in UTF-8: save the file as UTF-8") from error
-    return text.splitlines()
+    return [line.lstrip(MARK) for line in text.splitlines()]
 
 
 def read_names(path: Path) -> list[str]:

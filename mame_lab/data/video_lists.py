@@ -14,6 +14,7 @@ from mame_lab.errors import MameLabError
 KINETICS = ["label", "youtube_id", "time_start", "time_end"]
 PATHS = ["path", "label"]
 SEPARATORS = ",;\t"
+NUMBER = re.compile(r"(-?)(\d+)(\.0*)?")
 PLAIN = re.compile(r'("?)(.+?)\1[\s,;]+("?)(\d+)\3')
 
 
@@ -21,10 +22,11 @@ def read_list(path: Path) -> list[tuple[str, str]]:
     """The path, from the root, and the label of each video of `path`.
 
     Its first line names the columns label, youtube_id, time_start and time_end, whose videos are in the folder that is
-    called like the list, or path and label; or all lines are "PATH LABEL", with the number of the class.
+    called like the list, or path and label; or all lines are "PATH LABEL", with the number of the class. A label is
+    digits or a name; 3.0 in a table, as pandas writes a 3 among floats, is 3.
 
     Raises:
-        MameLabError: the list is empty, or a line is none of these; the message names it.
+        MameLabError: the list is empty, or a line is none of these or has a negative label; the message names it.
     """
     lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
     take: Callable[[str], tuple[str, str]] = _plain
@@ -70,10 +72,19 @@ def _row(line: str, header: list[str], separator: str, folder: str) -> tuple[str
         raise ValueError(f"has no {missing[0]}")
     if wanted is KINETICS:
         start, end = (_seconds(row, column) for column in ("time_start", "time_end"))
-        return f"{folder}/{row['youtube_id']}_{start:06}_{end:06}.mp4", row["label"]
+        return f"{folder}/{row['youtube_id']}_{start:06}_{end:06}.mp4", _label(row)
     if any(cells[len(header) :]):
         raise ValueError("has more cells than columns are named")
-    return row["path"], row["label"]
+    return row["path"], _label(row)
+
+
+def _label(row: dict[str, str]) -> str:
+    number = NUMBER.fullmatch(row["label"])
+    if number is None:
+        return row["label"]
+    if number[1]:
+        raise ValueError("has a negative number as its label")
+    return number[2]
 
 
 def _seconds(row: dict[str, str], column: str) -> int:

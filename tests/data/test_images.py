@@ -28,6 +28,7 @@ DEEP = {
     "unit.tif": lambda: Image.fromarray((RAMP_HW / 65535).astype(np.float32)),
     "unit.pfm": lambda: Image.fromarray((RAMP_HW / 65535).astype(np.float32)),
     "float_bytes.tif": lambda: Image.fromarray(SHADES_HW.astype(np.float32)),
+    "between_bytes.tif": lambda: Image.fromarray((RAMP_HW / 257).astype(np.float32)),
     "int_bytes.tif": lambda: Image.fromarray(SHADES_HW.astype(np.int32)),
 }
 
@@ -60,7 +61,8 @@ def test_tiff_of_12_bits(tmp_path):
     [
         RAMP_HW.astype(np.int32),
         SHADES_HW.astype(np.int32) - 9,
-        (RAMP_HW / 65535).astype(np.float32) * 2.5,
+        (RAMP_HW / 65535).astype(np.float32) - 0.5,
+        (RAMP_HW / 65535).astype(np.float32) * 255.5,
         RAMP_HW.astype(np.float32),
         np.full((2, 2), np.nan, np.float32),
     ],

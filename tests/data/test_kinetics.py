@@ -249,6 +249,7 @@ LISTS = {
     "tabs": ("a.mp4\t0\nb c.mp4\t1\n", ["0", "1"]),
     "quotes": ('"a.mp4","0"\n"b c.mp4" 1\n', ["0", "1"]),
     "a header": ("label;path\n00;a.mp4\n01;b c.mp4\n", ["0", "1"]),
+    "floats": ("path,label\na.mp4,0.0\nb c.mp4,1.0\n", ["0", "1"]),
 }
 
 
@@ -276,6 +277,36 @@ def test_names_of_classes_have_no_mark_and_no_blank_line_behind_them(tmp_path):
     assert Kinetics400(root=str(tmp_path)).splits().classes == ["run", "jump"]
 
 
+def test_floats_are_the_numbers_that_they_equal(tmp_path):
+    (tmp_path / "val.csv").write_text("path,label\n" + "".join(f"{number}.mp4,{number}.0\n" for number in range(12)))
+    splits = Kinetics400(root=str(tmp_path)).splits()
+    assert splits.classes == [str(number) for number in range(12)]
+    assert sorted(splits.val.files) == sorted((str(tmp_path / f"{number}.mp4"), number) for number in range(12))
+
+
+def test_numbers_in_one_list_and_names_in_the_other_are_refused(tmp_path):
+    (tmp_path / "val.csv").write_text("a.mp4 0\nb.mp4 1\n")
+    (tmp_path / "train.csv").write_text("path,label\na.mp4,run\nb.mp4,jump\n")
+    named = f"{tmp_path / 'val.csv'} has the number 0 as a label, and {tmp_path / 'train.csv'} the name 'jump': give"
+    with pytest.raises(MameLabError, match="^" + re.escape(named)):
+        Kinetics400(root=str(tmp_path)).splits()
+
+
+def test_names_are_numbered_by_the_file_of_classes(root):
+    (root / "classes.txt").write_text("zumba\nrest\nabseiling\n")
+    splits = Kinetics400(root=str(root)).splits()
+    assert splits.classes == ["zumba", "rest", "abseiling"]
+    labels = {"zumba": 0, "abseiling": 2}
+    assert sorted(splits.train.files) == [
+        (str(root / "train/a_000000_000010.mp4"), labels["zumba"]),
+        (str(root / "train/b_000005_000015.mp4"), labels["abseiling"]),
+    ]
+    (root / "classes.txt").write_text("abseiling\n")
+    named = rf"(val|train).csv has the label 'zumba', which is no line of {root / 'classes.txt'}: add it there$"
+    with pytest.raises(MameLabError, match=named):
+        Kinetics400(root=str(root)).splits()
+
+
 REFUSED_LISTS = {
     "empty": ("", "{list} lists no videos: "),
     "blank": (" \n\n", "{list} lists no videos: "),
@@ -295,6 +326,12 @@ REFUSED_LISTS = {
     ),
     "an open quote": (TABLE + '"run,a,1,11,val\n', "{list}, line 2: '\"run,a,1,11,val' has no youtube_id: "),
     "a comma too many": ("path,label\na,b.mp4,0\n", "{list}, line 2: 'a,b.mp4,0' has more cells than columns"),
+    "a negative number": ("path,label\na.mp4,0\nb.mp4,-1\n", "{list}, line 3: 'b.mp4,-1' has a negative number as"),
+    "a negative float": (TABLE + "-1.0,a,1,11,val\n", "{list}, line 2: '-1.0,a,1,11,val' has a negative number as"),
+    "a name among numbers": (
+        "path,label\na.mp4,0\nb.mp4,cat\n",
+        "{list} has the number 0 as a label, and {list} the name 'cat': give all labels as ",
+    ),
     "a small two": ("a.mp4 \u00b2\n", "{list}, line 1: 'a.mp4 \u00b2' is no 'PATH LABEL'"),
     "Latin-1": ("a.mp4 0\nvid\xe9o.mp4 0\n".encode("latin-1"), "{list}, line 2, is no text in UTF-8: "),
     "UTF-16 without a mark": ("a.mp4 0\n".encode("utf-16-le"), "{list}, line 1, is no text in UTF-8: "),

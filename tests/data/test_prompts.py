@@ -16,6 +16,12 @@ def test_a_prompt_is_a_line_whatever_wrote_it(tmp_path, encoding):
     assert read(tmp_path / "p.txt", "un café\r\n\r\n  a #1 dog \r\n".encode(encoding)) == ["un café", "a #1 dog"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_joined_files_keep_no_mark(tmp_path, encoding):
+    joined = b"".join(text.encode(encoding) for text in ("a cat\n", "", "# animals\na dog\n", "a\ufeffb\n"))
+    assert read(tmp_path / "p.txt", joined) == ["a cat", "a dog", "a\ufeffb"]
+
+
 def test_a_line_that_begins_with_a_hash_is_a_comment(tmp_path):
     assert read(tmp_path / "p.txt", b"# animals\na cat\n  #a dog\n") == ["a cat"]
 

@@ -139,6 +139,16 @@ def test_command_ends_in_one_line(tmp_path):
     assert str(stop.value).startswith("error: no run lies in or under")
 
 
+@pytest.mark.parametrize(("arguments", "name"), [([""], "RUNS"), ([".", " "], "RUNS"), ([".", "--out", ""], "--out")])
+def test_an_empty_folder_is_refused(arguments, name, tmp_path, monkeypatch, capsys):
+    save_run(tmp_path / "0", result=make_result(None))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert f"error: argument {name}: '{arguments[-1]}' is empty: give a folder\n" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
+
+
 def test_importing_the_report_is_light():
     code = "import sys, mame_lab.report; print([m for m in ('torch', 'altair', 'jinja2', 'yaml') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -81,13 +81,13 @@ def _read(source: str, said: str, local: bool) -> DiffusionPipeline:
         raise MameLabError(f"{said} is no folder: give one that diffusers' save_pretrained wrote")
     if local and not (Path(source) / "model_index.json").is_file():
         raise MameLabError(f"{said} holds no pipeline: give a folder that diffusers' save_pretrained wrote")
-    if local:
-        tensor_file.check_folder(source, "model.weights")
     try:
         with no_retries_offline(), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # Of an argument that diffusers hands to the hub.
             return AutoPipelineForText2Image.from_pretrained(source, local_files_only=local)
     except Exception as error:
+        if local:
+            tensor_file.check_folder(source, "model.weights")
         raise MameLabError(
             f"{said} cannot be loaded ({in_one_line(error)}): give a local pipeline with model.weights=FOLDER, or take "
             f"random weights with model=sd_mini or model=sd21 model.pretrained=false"

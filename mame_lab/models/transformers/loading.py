@@ -36,8 +36,6 @@ def load(settings: ModelSettings) -> PreTrainedModel:
     source = _source(settings)
     if source is None and settings.weights is None:
         return build(settings)
-    if settings.weights is not None and source is not None:
-        tensor_file.check_folder(source, "model.weights")
     state = None if source else read_weights(str(settings.weights))
     if state is not None and settings.num_classes is None:
         settings = replace(settings, num_classes=len(state.get("classifier.weight", ())))
@@ -76,6 +74,8 @@ def _read(settings: ModelSettings, source: str | None, state: dict[str, Tensor] 
     except MameLabError:
         raise
     except Exception as error:
+        if settings.weights is not None and source is not None:
+            tensor_file.check_folder(source, "model.weights")
         raise MameLabError(
             f"the weights of {origin} cannot be read or fetched ({in_one_line(error)}): give a local folder or file "
             f"with model.weights=FOLDER, or take random weights with model.pretrained=false"
