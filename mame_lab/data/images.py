@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 USUAL = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")
 UNREADABLE = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # by Pillow alone, which knows them by sight
+DARK = 16  # the brightest byte of a picture of fractions is above this one; below it they may be shares that overshoot
 BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
@@ -53,7 +54,7 @@ def _white(image: Image, x_HW: np.ndarray) -> int:
     """The value of white: 65535 in 16 bits, 255 in 32 bits, where fractions that are all from 0 to 1 are shares of it.
 
     Raises:
-        ValueError: values in 32 bits are below 0 or above 255.
+        ValueError: values in 32 bits are below 0, above 255, or fractions up to little more than 1.
     """
     if image.mode.startswith("I;") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         bits = getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))  # 12 in the TIFF files of some cameras
@@ -61,6 +62,6 @@ def _white(image: Image, x_HW: np.ndarray) -> int:
     low, high = x_HW.min(), x_HW.max()
     if image.mode == "F" and 0 <= low <= high <= 1:
         return 1
-    if 0 <= low <= high <= 255:
+    if 0 <= low <= high <= 255 and (high > DARK or not (x_HW % 1).any()):
         return 255
     raise ValueError(f"its values from {low} to {high} have no known range: save it with 8 or 16 bits")

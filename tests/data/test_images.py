@@ -63,6 +63,7 @@ def test_tiff_of_12_bits(tmp_path):
         SHADES_HW.astype(np.int32) - 9,
         (RAMP_HW / 65535).astype(np.float32) - 0.5,
         (RAMP_HW / 65535).astype(np.float32) * 255.5,
+        (RAMP_HW / 65535).astype(np.float32) * 2.5,
         RAMP_HW.astype(np.float32),
         np.full((2, 2), np.nan, np.float32),
     ],
