@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mame_lab.errors import MameLabError
@@ -213,3 +214,12 @@ class Method(ABC):
             MameLabError: the method does not merge there (`restores`).
         """
         raise MameLabError(f"mame={self} cannot merge in a U-Net: choose ward, paper or tomesd")
+
+
+def check_method(method: object) -> None:
+    """Raise MameLabError for what is no merge method, a class of methods among it."""
+    if not isinstance(method, Method):
+        raise MameLabError(
+            f"{shorten(repr(method), 80)} is no merge method: give r by name, as in apply(model, r=8), or one such "
+            f"as mame_lab.Ward(r=8)"
+        )
