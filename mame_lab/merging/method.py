@@ -90,6 +90,11 @@ class Method(ABC):
             setattr(self, key, plain(getattr(self, key)))
         if isinstance(self.grid, dict):  # As a file of settings has it.
             self.grid = Grid(**self.grid)
+        if not isinstance(self.grid, Grid):
+            raise MameLabError(f"mame.grid={self.grid!r} is not valid: give its settings, such as dict(window=8)")
+        for key in ("prop_attn", "clamp"):
+            if not isinstance(getattr(self, key), bool):
+                raise MameLabError(f"mame.{key}={getattr(self, key)!r} is not valid: give true or false")
         for amount in self.r if isinstance(self.r, list) else [self.r]:
             whole, fraction = is_int(amount) and amount >= 0, isinstance(amount, float) and 0 < amount < 1
             if self.r is not None and not whole and not fraction:

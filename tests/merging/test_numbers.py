@@ -99,6 +99,24 @@ def test_solve_takes_them():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
+        ({"grid": 8}, r"mame.grid=8 is not valid: give its settings, such as dict\(window=8\)"),
+        ({"grid": None}, "mame.grid=None is not valid"),
+        ({"prop_attn": "false"}, "mame.prop_attn='false' is not valid: give true or false"),
+        ({"prop_attn": None}, "mame.prop_attn=None is not valid"),
+        ({"clamp": 1}, "mame.clamp=1 is not valid"),
+        ({"clamp": np.array([True])}, r"mame.clamp=\[True\] is not valid"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_no_grid_and_no_bool_is_refused_as_what_it_is(name, settings, named):
+    with pytest.raises(MameLabError, match=named):
+        METHODS[name](r=8, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
         ({"r": np.float64(8)}, r"mame.r=8.0 is not valid: give a whole number of tokens \(8, not 8.0"),
         ({"r": np.bool_(True)}, "mame.r=True is not valid"),
         ({"r": torch.tensor(float("nan"))}, "mame.r=nan is not valid"),
