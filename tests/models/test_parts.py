@@ -100,6 +100,20 @@ def test_a_dispatched_model_is_refused_until_its_hooks_are_removed(family):
 
 
 @pytest.mark.parametrize("family", EVERY_KIND)
+def test_a_forward_in_mixed_precision_is_refused_until_it_is_the_original(family):
+    plain, merged = make(family), mame_lab.apply(make(family), r=0.1)
+    expected = [output(merged, family), output(plain, family)]
+    acts = (partial(mame_lab.apply, r=0.1), mame_lab.remove)
+    for model, act, output_then in zip((plain, merged), acts, expected, strict=True):
+        part = model.mid_block.attentions[0] if family == "unet" else model
+        accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare_model(part)
+        with pytest.raises(UnsupportedModelError, match=r"replaced: .* set its forward to its _original_forward"):
+            act(model)
+        part.forward = part._original_forward
+        assert torch.equal(output(act(model), family), output_then)
+
+
+@pytest.mark.parametrize("family", EVERY_KIND)
 def test_a_merged_model_can_be_dispatched(family):
     plain, merged = output(make(family), family), output(mame_lab.apply(make(family), r=0.1), family)
     model = accelerate.dispatch_model(mame_lab.apply(make(family), r=0.1), **ON_THE_CPU)
