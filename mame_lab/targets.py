@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from mame_lab.errors import MameLabError
 from mame_lab.merging import Method
 from mame_lab.merging.bipartite import Adaptive
+from mame_lab.merging.method import check_method
 from mame_lab.merging.schedule import factors, geometric_blocks, merging_blocks, over_blocks
 from mame_lab.models import adapts, apply, depends_on_batch, family_of, tracing_family_of, twin, unmerged_twin
 from mame_lab.precision import converted, prepared
@@ -48,8 +49,9 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
         images: (B, 3, H, W), preprocessed, on the model's device: 16 or more of the kind that the model is for.
 
     Raises:
-        MameLabError: the target is out of reach; the message says how far one can go.
+        MameLabError: the target is out of reach (the message says how far one can go), or `method` is no method.
     """
+    check_method(method)
     if not method.target:
         return method
     tracing_family_of(model)

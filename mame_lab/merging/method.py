@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mame_lab.errors import MameLabError
@@ -89,6 +90,11 @@ class Method(ABC):
             setattr(self, key, plain(getattr(self, key)))
         if isinstance(self.grid, dict):  # As a file of settings has it.
             self.grid = Grid(**self.grid)
+        if not isinstance(self.grid, Grid):
+            raise MameLabError(f"mame.grid={self.grid!r} is not valid: give its settings, such as dict(window=8)")
+        for key in ("prop_attn", "clamp"):
+            if not isinstance(getattr(self, key), bool):
+                raise MameLabError(f"mame.{key}={getattr(self, key)!r} is not valid: give true or false")
         for amount in self.r if isinstance(self.r, list) else [self.r]:
             whole, fraction = is_int(amount) and amount >= 0, isinstance(amount, float) and 0 < amount < 1
             if self.r is not None and not whole and not fraction:
@@ -213,3 +219,12 @@ class Method(ABC):
             MameLabError: the method does not merge there (`restores`).
         """
         raise MameLabError(f"mame={self} cannot merge in a U-Net: choose ward, paper or tomesd")
+
+
+def check_method(method: object) -> None:
+    """Raise MameLabError for what is no merge method, a class of methods among it."""
+    if not isinstance(method, Method):
+        raise MameLabError(
+            f"{shorten(repr(method), 80)} is no merge method: give r by name, as in apply(model, r=8), or one such "
+            f"as mame_lab.Ward(r=8)"
+        )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mame_lab import checkpoint
 from mame_lab.errors import MameLabError, UnsupportedModelError
 from mame_lab.merging import Method, Ward
+from mame_lab.merging.method import check_method
 
 if TYPE_CHECKING:
     from torch import nn
@@ -99,11 +100,15 @@ def apply(model: nn.Module, method: Method | None = None, **settings) -> nn.Modu
 
     Raises:
         UnsupportedModelError: (a TypeError) the model cannot be merged rightly; it is left as it was.
-        MameLabError: (a ValueError) the settings are out of range or do not fit the model; it is left as it was.
+        MameLabError: (a ValueError) the settings are out of range or do not fit the model, or `method` is no method; it
+            is left as it was.
     """
     if method is not None and settings:
         raise TypeError("mame_lab.apply takes a method or the settings of Ward, not both")
-    family_of(model).attach(model, method or Ward(**settings))
+    if method is None:
+        method = Ward(**settings)
+    check_method(method)
+    family_of(model).attach(model, method)
     return model
 
 

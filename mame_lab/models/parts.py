@@ -40,10 +40,18 @@ def check_forwards(model: nn.Module, parts: Iterable[nn.Module]) -> None:
             if vars(part)[name] != MethodType(getattr(type(part), name), part):
                 path = next(path for path, module in model.named_modules() if module is part)
                 raise UnsupportedModelError(
-                    f"mame_lab cannot merge tokens in {name_of(model)}: the {name} of {path or 'the model'} was "
-                    f"replaced: undo that patch. If accelerate did it (device_map, dispatch_model, offloading), apply "
-                    f"mame_lab first and dispatch then, or call accelerate.hooks.remove_hook_from_submodules(model)"
+                    f"mame_lab cannot change {name_of(model)}: the {name} of {path or 'the model'} was replaced: "
+                    f"{_undoing(part)}"
                 )
+
+
+def _undoing(part: nn.Module) -> str:
+    if "_original_forward" in vars(part):  # accelerate's own way back loses the decorators that a forward has.
+        return "undo that: if accelerate's mixed precision did it, set its forward to its _original_forward"
+    return (
+        "undo that patch; if accelerate did it (device_map, dispatch_model, offloading), call "
+        "accelerate.hooks.remove_hook_from_submodules(model)"
+    )
 
 
 def _set_on(part: nn.Module) -> list[str]:

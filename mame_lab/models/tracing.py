@@ -8,7 +8,7 @@ from mame_lab.errors import UnsupportedModelError
 
 
 class Unscripted:
-    """A base of the classes that merge, which torch.jit.script asks before it compiles a model."""
+    """A base of the classes that merge, which torch.jit.script asks before it compiles a model or a part of it."""
 
     def __prepare_scriptable__(self) -> NoReturn:
         raise _unsupported("torch.jit.script")

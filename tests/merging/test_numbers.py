@@ -33,6 +33,8 @@ from mame_lab.merging.numbers import plain
         ((1, np.int64(2), torch.tensor(0.5)), [1, 2, 0.5]),
         (range(3), [0, 1, 2]),
         (OmegaConf.create([1, 0.5]), [1, 0.5]),
+        (np.longdouble(0.9), 0.9),
+        (np.array([0.25, 0.9], dtype=np.longdouble), [0.25, 0.9]),
         (np.bool_(True), True),
         ("0.5", "0.5"),
         (None, None),
@@ -99,8 +101,32 @@ def test_solve_takes_them():
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
+        ({"grid": 8}, r"mame.grid=8 is not valid: give its settings, such as dict\(window=8\)"),
+        ({"grid": None}, "mame.grid=None is not valid"),
+        ({"prop_attn": "false"}, "mame.prop_attn='false' is not valid: give true or false"),
+        ({"prop_attn": None}, "mame.prop_attn=None is not valid"),
+        ({"clamp": 1}, "mame.clamp=1 is not valid"),
+        ({"clamp": np.array([True])}, r"mame.clamp=\[True\] is not valid"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_no_grid_and_no_bool_is_refused_as_what_it_is(name, settings, named):
+    with pytest.raises(MameLabError, match=named):
+        METHODS[name](r=8, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
         ({"r": np.float64(8)}, r"mame.r=8.0 is not valid: give a whole number of tokens \(8, not 8.0"),
         ({"r": np.bool_(True)}, "mame.r=True is not valid"),
+        ({"r": np.ma.masked}, "mame.r=nan is not valid"),
+        ({"r": np.ma.array([8, 4], mask=[False, True])}, r"mame.r=\[8, nan\] is not valid"),
+        ({"tau": np.ma.masked}, "mame.tau=nan is out of range or no number"),
+        ({"blocks": np.ma.masked}, "mame.blocks=nan is not valid"),
+        ({"speedup": np.ma.masked}, "mame.speedup=nan is out of range or no number"),
+        ({"prop_attn": np.ma.masked}, "mame.prop_attn=nan is not valid"),
         ({"r": torch.tensor(float("nan"))}, "mame.r=nan is not valid"),
         ({"r": np.ones((2, 2), dtype=int)}, r"mame.r=\[\[1, 1\], \[1, 1\]\] is not valid"),
         ({"r": np.array(["8"])}, r"mame.r=\['8'\] is not valid"),

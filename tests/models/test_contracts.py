@@ -331,3 +331,13 @@ def test_masks_are_refused(family):
     model, name = mame_lab.apply(build(family), r=5), "attn_mask" if family in TIMM else "attention_mask"
     with pytest.raises(mame_lab.MameLabError, match=name):
         model(inputs(family), **{name: torch.zeros(1, 1, 1, 64)})
+
+
+@pytest.mark.parametrize("given", [0, 8, 0.5, [], (), "ward", "", Ward, torch.ones(9, 9)], ids=repr)
+@pytest.mark.parametrize("act", [mame_lab.apply, lambda model, method: mame_lab.solve(model, method, images())])
+def test_what_is_no_method_is_refused_in_one_line(given, act):
+    model = build("vit")
+    with pytest.raises(mame_lab.MameLabError, match=r"is no merge method: give r by name, as in apply") as error:
+        act(model, given)
+    assert "\n" not in str(error.value)
+    assert type(model) is type(build("vit"))

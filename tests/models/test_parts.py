@@ -100,6 +100,20 @@ def test_a_dispatched_model_is_refused_until_its_hooks_are_removed(family):
 
 
 @pytest.mark.parametrize("family", EVERY_KIND)
+def test_a_forward_in_mixed_precision_is_refused_until_it_is_the_original(family):
+    plain, merged = make(family), mame_lab.apply(make(family), r=0.1)
+    expected = [output(merged, family), output(plain, family)]
+    acts = (partial(mame_lab.apply, r=0.1), mame_lab.remove)
+    for model, act, output_then in zip((plain, merged), acts, expected, strict=True):
+        part = model.mid_block.attentions[0] if family == "unet" else model
+        accelerate.Accelerator(mixed_precision="bf16", cpu=True).prepare_model(part)
+        with pytest.raises(UnsupportedModelError, match=r"replaced: .* set its forward to its _original_forward"):
+            act(model)
+        part.forward = part._original_forward
+        assert torch.equal(output(act(model), family), output_then)
+
+
+@pytest.mark.parametrize("family", EVERY_KIND)
 def test_a_merged_model_can_be_dispatched(family):
     plain, merged = output(make(family), family), output(mame_lab.apply(make(family), r=0.1), family)
     model = accelerate.dispatch_model(mame_lab.apply(make(family), r=0.1), **ON_THE_CPU)
@@ -111,6 +125,42 @@ def test_a_merged_model_can_be_dispatched(family):
     remove_hook_from_submodules(model)
     assert torch.equal(output(model, family), merged)
     assert torch.equal(output(mame_lab.remove(model), family), plain)
+
+
+class Wrapped(nn.Module):
+    """What a library of adapters puts in the place of a part."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, *args, **kwargs):
+        return self.part(*args, **kwargs)
+
+
+@pytest.mark.parametrize("wrapped", ["attention", "block"])
+@pytest.mark.parametrize(
+    ("family", "block", "attention"),
+    [
+        ("vit", "blocks.1", "attn"),
+        ("eva02", "blocks.1", "attn"),
+        ("hf_vit", "vit.layers.1", "attention"),
+        ("hf_dinov2", "dinov2.encoder.layer.1", "attention"),
+        ("videomae", "videomae.encoder.layer.1", "attention"),
+        ("unet", "mid_block.attentions.0.transformer_blocks.0", "attn1"),
+    ],
+)
+def test_merging_is_removed_whatever_was_wrapped_since(family, block, attention, wrapped):
+    plain, types = output(make(family), family), [type(module) for module in make(family).modules()]
+    model = mame_lab.apply(make(family), r=0.1)
+    path = f"{block}.{attention}" if wrapped == "attention" else block
+    model.set_submodule(path, Wrapped(model.get_submodule(path)))
+    if wrapped == "attention":
+        assert not torch.equal(output(model, family), plain)
+    assert torch.equal(output(mame_lab.remove(model), family), plain)
+    assert [type(module) for module in model.modules() if type(module) is not Wrapped] == types
+    with pytest.raises(UnsupportedModelError, match="Wrapped"):
+        mame_lab.apply(model, r=0.1)
 
 
 @pytest.mark.parametrize(

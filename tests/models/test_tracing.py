@@ -57,6 +57,26 @@ def test_it_is_refused_with_a_unet(trace):
 
 
 @pytest.mark.parametrize(
+    ("family", "path"),
+    [
+        ("vit", "blocks.0"),
+        ("eva02", "blocks.0"),
+        ("hf_vit", "vit.layers.0"),
+        ("hf_dinov2", "dinov2.encoder.layer.0"),
+        ("hf_registers", "dinov2_with_registers.encoder.layer.0"),
+        ("videomae", "videomae.encoder.layer.0"),
+        ("unet", "mid_block.attentions.0"),
+        ("unet", "mid_block.attentions.0.transformer_blocks.0.attn1"),
+        ("unet", "mid_block.attentions.0.transformer_blocks.0.attn2"),
+    ],
+)
+def test_so_is_a_part_that_merges(family, path):
+    model = mame_lab.apply(unet_of() if family == "unet" else build(family), r=0.1)
+    with pytest.raises(UnsupportedModelError, match=REFUSED):
+        torch.jit.script(model.get_submodule(path))
+
+
+@pytest.mark.parametrize(
     "extract",
     [
         lambda model: create_feature_extractor(model, ["blocks.1"]),

@@ -84,11 +84,16 @@ def _check(unet: UNet2DConditionModel, transformer: Any) -> None:
     if plain(transformer) is not Transformer2DModel or not transformer.is_input_continuous:
         raise _unsupported(unet, f"it has transformers of class {name_of(transformer)}")
     for block in transformer.transformer_blocks:
+        _check_class(unet, block, BasicTransformerBlock)
         attentions = [block.attn1, *([] if block.attn2 is None else [block.attn2])]
-        for part, cls in ((block, BasicTransformerBlock), *((attention, Attention) for attention in attentions)):
-            if plain(part) is not cls:
-                raise _unsupported(unet, f"it has a {name_of(part)} for a {cls.__name__}")
+        for attention in attentions:
+            _check_class(unet, attention, Attention)
         check_forwards(unet, [transformer, block, *attentions])
+
+
+def _check_class(unet: UNet2DConditionModel, part: Any, cls: type) -> None:
+    if plain(part) is not cls:
+        raise _unsupported(unet, f"it has a {name_of(part)} for a {cls.__name__}")
 
 
 def plain(part: Any) -> type:

@@ -75,7 +75,7 @@ class MergingTransformer(Unscripted, Transformer2DModel):
 
 
 @stands_in
-class MergingAttention(Attention):
+class MergingAttention(Unscripted, Attention):
     """diffusers' Attention as self-attention between merging and restoring, by whichever processor it has.
 
     Attributes:
@@ -108,7 +108,7 @@ class MergingAttention(Attention):
 
 
 @stands_in
-class CrossAttention(Attention):
+class CrossAttention(Unscripted, Attention):
     """diffusers' Attention, deaf to merging."""
 
     def forward(self, *args, merging: UNetMergeContext, **kwargs):

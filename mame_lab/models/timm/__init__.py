@@ -14,10 +14,10 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule, make_schedule
 from mame_lab.merging.ward import Ward
 from mame_lab.models import twin
-from mame_lab.models.parts import become
+from mame_lab.models.parts import become, check_forwards
 from mame_lab.models.timm.forward import MergingTransformer, TimmTransformer
 from mame_lab.models.timm.loading import build, data_config, load, load_weights
-from mame_lab.models.timm.support import architecture_of
+from mame_lab.models.timm.support import architecture_by_class, architecture_of
 
 __all__ = [
     "attach",
@@ -66,12 +66,14 @@ def _enter(model: TimmTransformer, method: Method, schedule: Schedule) -> None:
 
 
 def detach(model: TimmTransformer) -> None:
-    """Give back timm's own classes, whose parameters never changed."""
+    """Give back timm's own classes, whose parameters never changed, whatever else was changed in the model."""
     if isinstance(model, MergingTransformer):
-        architecture = architecture_of(model)
+        architecture = architecture_by_class(model)
+        blocks = [module for module in model.modules() if type(module) is architecture.merging_block]
+        check_forwards(model, [model, *blocks])
         become(model, architecture.plain)
         del model.method, model.methods, model.schedule
-        for block in model.blocks:
+        for block in blocks:
             become(block, architecture.block)
 
 

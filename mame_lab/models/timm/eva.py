@@ -14,10 +14,11 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
 from mame_lab.models.timm.forward import Architecture, MergingTransformer
+from mame_lab.models.tracing import Unscripted
 
 
 @stands_in
-class MergingEvaBlock(EvaBlock):
+class MergingEvaBlock(Unscripted, EvaBlock):
     """timm's EvaBlock with one merge step between attention and MLP."""
 
     def forward(

@@ -23,9 +23,15 @@ SUPPORTED = (
 
 def architecture_of(model: nn.Module) -> Architecture:
     """The classes of the model; UnsupportedModelError for every one that would be merged wrongly or not at all."""
+    architecture = architecture_by_class(model)
+    _check(model, architecture)
+    return architecture
+
+
+def architecture_by_class(model: nn.Module) -> Architecture:
+    """The same, whatever its parts are."""
     for architecture in ARCHITECTURES:
         if type(model) in (architecture.plain, architecture.merging):
-            _check(model, architecture)
             return architecture
     raise _unsupported(model, "it has a forward pass of its own")
 

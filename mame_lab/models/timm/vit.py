@@ -11,10 +11,11 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
 from mame_lab.models.timm.forward import Architecture, MergingTransformer
+from mame_lab.models.tracing import Unscripted
 
 
 @stands_in
-class MergingBlock(Block):
+class MergingBlock(Unscripted, Block):
     """timm's Block with one merge step between attention and MLP."""
 
     def forward(self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None) -> tuple[Tensor, MergeState]:

@@ -14,7 +14,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule, make_schedule
 from mame_lab.merging.ward import Ward
 from mame_lab.models import twin
-from mame_lab.models.parts import become
+from mame_lab.models.parts import become, check_forwards
 from mame_lab.models.transformers.forward import (
     MergingBackbone,
     MergingClassifier,
@@ -23,7 +23,7 @@ from mame_lab.models.transformers.forward import (
     prefix_of,
 )
 from mame_lab.models.transformers.loading import build, data_config, load, load_weights, match_classes
-from mame_lab.models.transformers.support import architecture_of
+from mame_lab.models.transformers.support import architecture_by_class, architecture_of
 
 __all__ = [
     "attach",
@@ -74,18 +74,19 @@ def _enter(model: Any, method: Method, schedule: Schedule) -> None:
 
 
 def detach(model: Any) -> None:
-    """Give back transformers' own classes, whose parameters never changed."""
+    """Give back transformers' own classes, whose parameters never changed, whatever else was changed in the model."""
     if isinstance(model.base_model, MergingBackbone):
-        _change(model, architecture_of(model).plain)
+        _change(model, architecture_by_class(model).plain)
         for part in (model, model.base_model):
             for key in ("method", "methods", "schedule"):
                 vars(part).pop(key, None)
 
 
 def _change(model: Any, classes: dict[type[nn.Module], type[nn.Module]]) -> None:
-    for module in model.modules():
-        if type(module) in classes:
-            become(module, classes[type(module)])
+    parts = [module for module in model.modules() if type(module) in classes]
+    check_forwards(model, parts)
+    for part in parts:
+        become(part, classes[type(part)])
 
 
 def feature_and_patches(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:

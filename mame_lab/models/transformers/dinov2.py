@@ -24,10 +24,11 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
 from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
+from mame_lab.models.tracing import Unscripted
 from mame_lab.models.transformers.forward import Architecture, MergingBackbone, MergingClassifier, refuse
 
 
-class _Layer(nn.Module):
+class _Layer(Unscripted, nn.Module):
     def forward(self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None) -> tuple[Tensor, MergeState]:
         input_BNC = self.norm1(x_BNC)
         with state.attention(bool(method.needs)) as attention:

@@ -18,11 +18,12 @@ from transformers.models.videomae.modeling_videomae import (
 from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
+from mame_lab.models.tracing import Unscripted
 from mame_lab.models.transformers.forward import Architecture, MergingBackbone, MergingClassifier, refuse
 
 
 @stands_in
-class MergingVideoMAELayer(VideoMAELayer):
+class MergingVideoMAELayer(Unscripted, VideoMAELayer):
     """transformers' VideoMAELayer with one merge step between attention and MLP. Its attention takes no mask itself."""
 
     def forward(self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None) -> tuple[Tensor, MergeState]:

@@ -12,11 +12,12 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTForImageClassi
 from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
+from mame_lab.models.tracing import Unscripted
 from mame_lab.models.transformers.forward import Architecture, MergingBackbone, MergingClassifier, refuse
 
 
 @stands_in
-class MergingViTLayer(ViTLayer):
+class MergingViTLayer(Unscripted, ViTLayer):
     """transformers' ViTLayer with one merge step between attention and MLP."""
 
     def forward(self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None) -> tuple[Tensor, MergeState]:
