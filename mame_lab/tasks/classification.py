@@ -23,7 +23,7 @@ from mame_lab.tasks.optim import AdamW
 class Mean(MeanMetric):
     """A mean that counts in its own precision when the model around it is converted to half."""
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         return super()._apply(lambda tensor: fn(tensor).to(tensor.dtype), exclude_state)
 
 
