@@ -35,7 +35,7 @@ class TrainerSettings:
         checkpoint_every_n_steps: `last.ckpt` is also written after so many updates within an epoch.
     """
 
-    max_epochs: int = 24
+    max_epochs: int = 12
     accelerator: str = "auto"
     devices: Any = "auto"
     strategy: str = "auto"
