@@ -1,6 +1,6 @@
 """Train a ViT that merges tokens, and show what merging costs in accuracy and gains in speed.
 
-python train.py                                              a small ViT on handwritten digits, 3 minutes on 2 cores
+python train.py                                              a small ViT on handwritten digits, 2 to 3 minutes on a CPU
 python train.py model=vit_b mame.r=8 finetune=last_layer     the last layer of a pretrained ViT
 python train.py dataset=imagefolder dataset.root=FOLDER      your own images
 python train.py --help                                       every group and key

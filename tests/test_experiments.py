@@ -25,7 +25,7 @@ STAND_INS = {
         *("model.img_size=32", "model.num_classes=10", *RANDOM, *SMALL),
     ],
     "open_clip": ["model.name=tiny-siglip", "model.img_size=128", *RANDOM, *SMALL],
-    "transformers": ["model=videomae_mini", "dataset=moving_digits", *SMALL],
+    "transformers": ["model=videomae_mini", "model.args.num_hidden_layers=4", "dataset=moving_digits", *SMALL],
     "diffusers": [*SD_MINI, "trainer.precision=32-true"],
 }
 JUDGES = {"open_clip": "zero-shot", "diffusers": "images"}
