@@ -24,7 +24,8 @@ def chart(models: Sequence[Model], rows: Sequence[Row], marks: Marks) -> ChartTy
     title = "Tokens by block"
     if not values:
         return nothing(f"{title}: no run has a result", WIDTH, HEIGHT)
-    x = alt.X("block:Q", title="after block (0: before the first)", axis=alt.Axis(tickMinStep=1, format="d"))
+    ticks = alt.Axis(values=sorted({value["block"] for value in values}), format="d")
+    x = alt.X("block:Q", title="after block (0: before the first)", axis=ticks)
     y = alt.Y("tokens:Q", title="tokens, mean over images", scale=alt.Scale(zero=False, padding=10))
     base = alt.Chart(alt.Data(values=values)).encode(x, y, detail="run:N", color=marks.colour, tooltip=marks.tooltip)
     lines = base.mark_line(strokeWidth=2).encode(strokeDash=marks.dash, opacity=marks.opacity)
