@@ -38,11 +38,35 @@ def check_forwards(model: nn.Module, parts: Iterable[nn.Module]) -> None:
     for part in parts:
         for name in _set_on(part):
             if vars(part)[name] != MethodType(getattr(type(part), name), part):
-                path = next(path for path, module in model.named_modules() if module is part)
                 raise UnsupportedModelError(
-                    f"mame_lab cannot change {name_of(model)}: the {name} of {path or 'the model'} was replaced: "
+                    f"mame_lab cannot change {name_of(model)}: the {name} of {path_of(part, model)} was replaced: "
                     f"{_undoing(part)}"
                 )
+
+
+def check_hooks(model: nn.Module, parts: Iterable[nn.Module]) -> None:
+    """Raise UnsupportedModelError for a hook on a part that merging goes around, where it would not run."""
+    for part in parts:
+        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks or part._backward_pre_hooks:
+            raise UnsupportedModelError(
+                f"mame_lab cannot merge tokens in {name_of(model)}: {path_of(part, model)} has a hook, and is not "
+                f"called while tokens merge: remove the hook, or set it on a block"
+            )
+
+
+def check_applied(model: nn.Module) -> None:
+    """Raise UnsupportedModelError for a model made by the class of a merged one, to which nothing was applied."""
+    if "method" not in vars(model):
+        library = type(model).__bases__[-1]
+        raise UnsupportedModelError(
+            f"this {library.__name__} was made by the class of a merged model, and has no method: make it by "
+            f"{library.__module__}.{library.__name__}, then call mame_lab.apply"
+        )
+
+
+def path_of(part: nn.Module, model: nn.Module) -> str:
+    """The name of a part in the model."""
+    return next(path for path, module in model.named_modules() if module is part) or "the model"
 
 
 def _undoing(part: nn.Module) -> str:

@@ -79,6 +79,28 @@ def test_a_replaced_forward_is_refused_by_its_path(family, path, patch):
     )
 
 
+@pytest.mark.parametrize("family", EVERY_KIND)
+def test_a_hook_runs_while_tokens_merge_or_is_refused(family):
+    plain, ran, refused = set(), set(), set()
+    model = make(family)
+    for path, part in model.named_modules():
+        part.register_forward_hook(lambda *_, path=path: plain.add(path))
+    output(model, family)
+
+    model = make(family)
+    for path, part in model.named_modules():
+        hook = part.register_forward_hook(lambda *_, path=path: ran.add(path))
+        try:
+            mame_lab.apply(model, r=0.1)
+        except UnsupportedModelError as error:
+            refused.add(str(error).split(": ")[1].removesuffix(" has a hook, and is not called while tokens merge"))
+            hook.remove()
+    output(mame_lab.apply(model, r=0.1), family)
+
+    assert ran >= plain - refused
+    assert not ran & refused
+
+
 @pytest.mark.parametrize("name", ["forward_features", "forward_head", "forward_intermediates", "pool"])
 def test_the_other_ways_into_timm_are_refused_too(name):
     model = build("vit")
@@ -231,3 +253,13 @@ def test_a_pipeline_of_transformers_knows_the_class(caplog, monkeypatch):
     model = mame_lab.apply(build("hf_vit"), r=3)
     transformers.pipeline("image-classification", model=model, image_processor=transformers.ViTImageProcessor())
     assert "not supported" not in caplog.text
+
+
+@pytest.mark.parametrize("family", ["vit", "eva02", "hf_vit", "hf_dinov2", "videomae"])
+def test_a_model_made_by_the_class_of_a_merged_one_says_so(family):
+    """As a test suite or a trainer makes one: `type(model)(config)`."""
+    model = mame_lab.apply(build(family), r=0.1)
+    library = type(model).__bases__[-1]
+    made = type(model)(model.config) if family in TRANSFORMERS else type(model)(depth=1, embed_dim=64, num_heads=2)
+    with pytest.raises(UnsupportedModelError, match=f"make it by {library.__module__}.{library.__name__}, then"):
+        logits(made, inputs(family))

@@ -6,7 +6,7 @@ from timm.layers.attention_pool import AttentionPoolLatent
 from torch import nn
 
 from mame_lab.errors import UnsupportedModelError
-from mame_lab.models.parts import check_forwards, name_of
+from mame_lab.models.parts import check_forwards, check_hooks, name_of
 from mame_lab.models.timm.eva import EVA
 from mame_lab.models.timm.forward import POOLS, Architecture
 from mame_lab.models.timm.vit import VIT
@@ -51,6 +51,7 @@ def _check(model: Any, architecture: Architecture) -> None:
     if pool is not None and (type(pool) is not AttentionPoolLatent or pool.pos_embed is not None):
         raise _unsupported(model, f"its attention pooling {name_of(pool)} depends on positions or has another class")
     attentions = [block.attn for block in model.blocks]
+    check_hooks(model, [model.blocks])
     check_forwards(model, [model, model.blocks, *model.blocks, *attentions, *([] if pool is None else [pool])])
 
 

@@ -19,6 +19,7 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
+from mame_lab.models.parts import check_applied
 from mame_lab.models.stages import Halfway
 from mame_lab.models.tracing import Unscripted, refuse_fx
 
@@ -116,6 +117,7 @@ class MergingBackbone(Merging):
 
     def run(self, pixel_values: Tensor, record: bool, options: dict[str, Any]) -> Iterator[tuple[Tensor, MergeState]]:
         """The tokens and the state before the first layer and after each."""
+        check_applied(self)
         check_attention(self)
         x_BNC = self.embed(pixel_values, **{"output_attentions": self.config.output_attentions} | options)
         yield from self.run_layers(x_BNC, MergeState(prefix_of(self), record, self.packs))
@@ -153,6 +155,7 @@ class MergingClassifier(Merging):
         **options: Any,
     ) -> ImageClassifierOutput:
         refuse_fx(pixel_values)
+        check_applied(self)
         if isinstance(pixel_values, Halfway):
             return ImageClassifierOutput(logits=self._go_on(pixel_values))
         return self._classify(pixel_values, labels, num_items_in_batch, **options)
@@ -197,6 +200,13 @@ class MergingClassifier(Merging):
 def layers_of(backbone: Any) -> str:
     """The name of the list of its layers."""
     return "layers" if hasattr(backbone, "layers") else "encoder.layer"
+
+
+def around(model: Any) -> list[nn.Module]:
+    """The parts of a model that its layers are called without: its backbone, and the encoder in it."""
+    backbone = model.base_model
+    encoder, _, _ = layers_of(backbone).rpartition(".")
+    return [part for part in (backbone, backbone.get_submodule(encoder)) if part is not model]
 
 
 def prefix_of(backbone: Any) -> int:

@@ -5,9 +5,9 @@ from typing import Any
 from torch import nn
 
 from mame_lab.errors import UnsupportedModelError
-from mame_lab.models.parts import check_forwards, name_of
+from mame_lab.models.parts import check_forwards, check_hooks, name_of
 from mame_lab.models.transformers.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
-from mame_lab.models.transformers.forward import Architecture, layers_of
+from mame_lab.models.transformers.forward import Architecture, around, layers_of
 from mame_lab.models.transformers.videomae import VIDEOMAE
 from mame_lab.models.transformers.vit import VIT
 
@@ -36,8 +36,7 @@ def _check(model: Any, architecture: Architecture) -> None:
     backbone = model.base_model
     if type(backbone) not in architecture.backbone:
         raise _unsupported(model, f"it has a backbone of class {name_of(backbone)}")
-    encoder, _, _ = layers_of(backbone).rpartition(".")
-    parts = [model, backbone, backbone.get_submodule(encoder)]
+    parts = [model, *around(model)]
     for layer in backbone.get_submodule(layers_of(backbone)):
         if type(layer) not in architecture.layer:
             raise _unsupported(model, f"it has layers of class {name_of(layer)}")
@@ -48,6 +47,7 @@ def _check(model: Any, architecture: Architecture) -> None:
         parts += [layer, *attentions]
     if getattr(model, "fc_norm", backbone) is None:
         raise _unsupported(model, "it classifies its first patch (use_mean_pooling=false)")
+    check_hooks(model, around(model))
     check_forwards(model, parts)
 
 
