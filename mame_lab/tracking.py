@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+
+from mame_lab import cli
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -187,9 +188,7 @@ def _sweep() -> tuple[str | None, list[str]]:
     """The name of the sweep that this run is of, and what tells it from the others; nothing for a single run."""
     if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
         return None, []
-    hydra = HydraConfig.get()
-    said: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
-    return Path(hydra.sweep.dir).resolve().name, said
+    return Path(HydraConfig.get().sweep.dir).resolve().name, cli.overrides()
 
 
 def _shortened(tag: str) -> str:

@@ -31,7 +31,7 @@ ARROWS = {
     "training": ["resuming", "sharding"],
     "sharding": [],
     "precision": [],
-    "tracking": ["metrics_file", "results"],
+    "tracking": ["cli", "metrics_file", "results"],
     "report": ["results"],
     "sweep": ["cli", "report"],
     "search": ["search_space", "sweep"],

@@ -99,6 +99,11 @@ def test_a_hook_runs_while_tokens_merge_or_is_refused(family):
 
     assert ran >= plain - refused
     assert not ran & refused
+    for path in refused:
+        hook = model.get_submodule(path).register_forward_hook(lambda *_: None)
+        with pytest.raises(UnsupportedModelError, match=f": {path} has a hook, and is not called while tokens merge"):
+            output(model, family)
+        hook.remove()
 
 
 @pytest.mark.parametrize("name", ["forward_features", "forward_head", "forward_intermediates", "pool"])

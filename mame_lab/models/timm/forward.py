@@ -18,7 +18,7 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
-from mame_lab.models.parts import check_applied
+from mame_lab.models.parts import check_applied, check_hooks
 from mame_lab.models.stages import Halfway
 from mame_lab.models.tracing import Unscripted, refuse_fx
 
@@ -168,6 +168,7 @@ class MergingTransformer(Unscripted, nn.Module):
     ) -> tuple[Tensor, MergeState, Any]:
         refuse_fx(x)
         check_applied(self)
+        check_hooks(self, [self.blocks])
         if attn_mask is not None or is_causal:
             raise MameLabError("attn_mask and is_causal have no meaning while tokens merge: call mame_lab.remove first")
         x_BNC, embedding = self.embed(x)

@@ -19,7 +19,7 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
-from mame_lab.models.parts import check_applied
+from mame_lab.models.parts import check_applied, check_hooks
 from mame_lab.models.stages import Halfway
 from mame_lab.models.tracing import Unscripted, refuse_fx
 
@@ -118,6 +118,7 @@ class MergingBackbone(Merging):
     def run(self, pixel_values: Tensor, record: bool, options: dict[str, Any]) -> Iterator[tuple[Tensor, MergeState]]:
         """The tokens and the state before the first layer and after each."""
         check_applied(self)
+        check_hooks(self, around(self))
         check_attention(self)
         x_BNC = self.embed(pixel_values, **{"output_attentions": self.config.output_attentions} | options)
         yield from self.run_layers(x_BNC, MergeState(prefix_of(self), record, self.packs))
@@ -156,6 +157,7 @@ class MergingClassifier(Merging):
     ) -> ImageClassifierOutput:
         refuse_fx(pixel_values)
         check_applied(self)
+        check_hooks(self, around(self))
         if isinstance(pixel_values, Halfway):
             return ImageClassifierOutput(logits=self._go_on(pixel_values))
         return self._classify(pixel_values, labels, num_items_in_batch, **options)
