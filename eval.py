@@ -12,7 +12,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mame_lab import checkpoint, cli, config, cpu
+from mame_lab.models import checkpoint
+from mame_lab.runs import cli, config, cpu
 
 config.register()
 
@@ -37,10 +38,16 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     from lightning.pytorch.utilities import rank_zero_only
 
     import mame_lab
-    from mame_lab import batch_effect, models, pictures, targets, tracking, training
+    from mame_lab import benchmarks, models
+    from mame_lab.benchmarks import union
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
-    from mame_lab.evaluation import evaluate as compare
+    from mame_lab.measure import pictures
+    from mame_lab.measure.evaluate import evaluate as compare
+    from mame_lab.measure.result_table import result_table
+    from mame_lab.runs.loggers import log_pictures, log_result
+    from mame_lab.solver.on_validation import solve_on_validation
+    from mame_lab.training.processes import processes
 
     cpu.use(run.model.threads)
     print = rank_zero_only(rich.print)
@@ -51,11 +58,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
         return synthesise(run, values, folder)
 
     family = models.family(run.model.family)
-    if stored:
-        model = family.build(run.model)
-        family.load_weights(model, stored.state, f"ckpt={run.ckpt}", head_of_file=run.model.num_classes != 0)
-    else:
-        model = models.load(run.model)
+    model = models.load(run.model, stored)
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
     family.name_classes(model, data.classes)
     if not (stored or run.model.weights or run.model.pretrained):
@@ -63,24 +66,24 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
 
     loggers = run.logger.build(folder, values)
     trainer = run.trainer.unsharded().build(folder, loggers)
-    if run.benchmark:
-        with training.processes(trainer), run.trainer.explained():
-            run.benchmark.run(model, run.mame, data, trainer, folder)
-        print(f"Written to {folder}")
-        return None
-    with training.processes(trainer), run.trainer.explained():
-        run.mame = targets.meet(model, run.mame, data, trainer, folder)
-        mame_lab.apply(model, run.mame)
-        pictures.check(model, run)
-        result = compare(model, data, trainer, run)
-        tracking.log_result(loggers, result)
+    with processes(trainer), run.trainer.explained():
+        if run.benchmark:
+            benchmarks.run(run.benchmark, model, run.mame, data, trainer, folder)
+            print(f"Written to {folder}")
+            return None
+        method = solve_on_validation(model, run.mame, data, trainer, folder)
+        mame_lab.apply(model, method)
+        pictures.check(model, run.visualize, method)
+        result = compare(model, data, trainer, run.evaluation(method, trained=stored is not None))
+        log_result(loggers, result)
         if trainer.is_global_zero:
             result.save(folder / "result.json")
-            print(result.table())
+            print(result_table(result))
             if models.depends_on_batch(model):
-                batch_effect.show(model, data, trainer, result.conditions.batch, folder)
+                union.show(model, data, trainer, result.conditions.batch, folder)
             if run.visualize:
-                tracking.log_pictures(loggers, pictures.draw(model, data, trainer, run, folder))
+                title = f"{run.model.name}, {method}"
+                log_pictures(loggers, pictures.draw(model, data, trainer, run.visualize, title, folder))
             print(f"Written to {folder}")
     return result.metrics()
 

@@ -6,14 +6,13 @@ python train.py dataset=imagefolder dataset.root=FOLDER      your own images
 python train.py --help                                       every group and key
 """
 
-from dataclasses import asdict
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mame_lab import cli, config, cpu
+from mame_lab.runs import cli, config, cpu
 
 config.register()
 
@@ -34,18 +33,23 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from torch.nn.functional import cross_entropy
 
     import mame_lab
-    from mame_lab import budgets, models, resuming, targets, tracking, training
+    from mame_lab import models
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
-    from mame_lab.evaluation import evaluate
-    from mame_lab.fitting import fit
+    from mame_lab.measure.evaluate import evaluate
+    from mame_lab.measure.result_table import result_table
+    from mame_lab.runs.loggers import log_result
+    from mame_lab.solver.on_validation import solve_on_validation
+    from mame_lab.training import random_r, resume
+    from mame_lab.training.fit import fit
+    from mame_lab.training.processes import processes
 
     cpu.use(run.model.threads)
     print = rank_zero_only(rich.print)
-    folder = Path(HydraConfig.get().runtime.output_dir)
     lightning.seed_everything(run.seed, workers=True, verbose=False)
-    values["mame"] = asdict(run.mame)
-    past = resuming.find(run, folder, values)
+    context = run.context(values, Path(HydraConfig.get().runtime.output_dir))
+    context = context.resumed_from(resume.find(run, context.folder, context.values))
+    past = context.past
 
     family = models.family(run.model.family)
     model = models.load(run.model)
@@ -55,25 +59,23 @@ def train(cfg: DictConfig) -> dict[str, float]:
         run.finetune.check_head(trained=False)
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 
-    loggers = run.logger.build(folder, values, past.step if past else 0)
-    trainer = run.trainer.build(folder, loggers, [*resuming.callbacks(run.seed), *budgets.callbacks(model, run)])
-    with training.processes(trainer), run.trainer.explained():
+    loggers = run.logger.build(context.folder, values, past.step if past else 0)
+    callbacks = [*resume.callbacks(run.seed), *random_r.callbacks(model, context)]
+    trainer = run.trainer.build(context.folder, loggers, callbacks)
+    with processes(trainer), run.trainer.explained():
         if past:
-            run = config.typed(config.TrainConfig, values | {"mame": past.config["mame"]})
-            print(f"Going on from {past.path}, after {past.step} updates of the weights, with mame={run.mame}.")
-        run.mame = targets.meet(model, run.mame, data, trainer, folder)
-        asked = past.config.get("asked") if past else None
-        values |= {"mame": asdict(run.mame), "asked": asked or values["mame"]}
-        mame_lab.apply(model, run.mame)
-        fit(model, data, trainer, run, values, past)
+            print(f"Going on from {past.path}, after {past.step} updates of the weights, with mame={context.method}.")
+        context = context.solved(solve_on_validation(model, context.method, data, trainer, context.folder))
+        mame_lab.apply(model, context.method)
+        fit(model, data, trainer, context)
         lightning.seed_everything(run.seed, workers=True, verbose=False)  # Whether or not it has trained just now.
-        judge = run.trainer.unsharded().build(folder, loggers) if run.trainer.shards else trainer
-        result = evaluate(model, data, judge, run, training_loss=cross_entropy)
-        tracking.log_result(loggers, result, trainer.global_step)
+        judge = run.trainer.unsharded().build(context.folder, loggers) if run.trainer.shards else trainer
+        result = evaluate(model, data, judge, run.evaluation(context.method, trained=True), cross_entropy)
+        log_result(loggers, result, trainer.global_step)
         if trainer.is_global_zero:
-            result.save(folder / "result.json")
-            print(result.table())
-            print(f"Written to {folder}")
+            result.save(context.folder / "result.json")
+            print(result_table(result))
+            print(f"Written to {context.folder}")
     return result.metrics()
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from commands import compose_config, load
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
-from runs import compose_config, load
 
-from mame_lab.resuming import Reseed
+from mame_lab.training.resume import Reseed
 
 
 @pytest.fixture(autouse=True)

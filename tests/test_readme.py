@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from commands import ROOT, compose_config
 from families import build, images
-from runs import ROOT, compose_config
 
 import mame_lab
 from mame_lab.merging import Method, matching
@@ -42,14 +42,3 @@ def test_commands_compose(line):
     words = [word for word in shlex.split(line)[2:] if word not in ("-m", "--help")]
     swept = [re.sub(r"=(?:range\()?([^\[,]+),.*", r"=\1", word) for word in words]
     assert compose_config(line.split()[1].removesuffix(".py"), swept)
-
-
-def test_the_tree_names_every_file():
-    for path in [
-        *ROOT.glob("mame_lab/*.py"),
-        *ROOT.glob("mame_lab/m*/*.py"),
-        *ROOT.glob("conf/*.yaml"),
-        *ROOT.glob("*.py"),
-    ]:
-        if path.name != "__init__.py":
-            assert path.name in README, path

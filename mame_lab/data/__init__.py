@@ -7,8 +7,8 @@ from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.data.imagenet import ImageNet
 from mame_lab.data.kinetics import Kinetics400
 from mame_lab.data.moving_digits import MovingDigits
-from mame_lab.data.natural import Natural
 from mame_lab.data.prompts import Prompts
+from mame_lab.data.sample_photos import Natural
 from mame_lab.data.shards import Shards
 from mame_lab.data.unlabelled import Unlabelled
 

@@ -9,8 +9,8 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from mame_lab.data.natural import KINDS, Box, read_photo
 from mame_lab.data.paths import given_path
+from mame_lab.data.sample_photos import KINDS, Box, read_photo
 from mame_lab.errors import MameLabError
 
 CELL = 1.25  # of its photo, over the side of a crop

@@ -1,5 +1,7 @@
 """Token merging as tensor mathematics, and the methods by name."""
 
+from typing import Any
+
 from mame_lab.merging.atc import ATC
 from mame_lab.merging.drop import Drop
 from mame_lab.merging.evit import EViT
@@ -24,3 +26,8 @@ METHODS: dict[str, type[Method]] = {
     "tomesd": ToMeSD,
     "drop": Drop,
 }
+
+
+def method_from(settings: dict[str, Any]) -> Method:
+    """The method that plain values describe: those of the group `mame`, as a checkpoint carries them."""
+    return METHODS[settings["method"]](**settings)

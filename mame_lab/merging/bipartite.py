@@ -14,7 +14,7 @@ from mame_lab.merging.schedule import Schedule
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mame_lab.merging.assignment import Match
+    from mame_lab.merging.grid.assignment import Match
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 
@@ -49,7 +49,7 @@ class Bipartite(Method):
         return make_soft_plan(tokens, source_BR, W_BTR, leaves_BR)
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
-        from mame_lab.merging import windows
+        from mame_lab.merging.grid import windows
 
         return windows.match(self.similarity, x_BNC, grid, self.grid.window)
 

@@ -8,14 +8,14 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mame_lab.errors import MameLabError
-from mame_lab.merging.grid import Grid
+from mame_lab.merging.grid.settings import Grid
 from mame_lab.merging.numbers import is_int, is_number, plain
 from mame_lab.merging.schedule import SHAPES, Schedule, make_schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mame_lab.merging.assignment import Match
+    from mame_lab.merging.grid.assignment import Match
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 

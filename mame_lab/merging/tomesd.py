@@ -11,7 +11,7 @@ from mame_lab.merging.method import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mame_lab.merging.assignment import Match
+    from mame_lab.merging.grid.assignment import Match
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 
@@ -40,7 +40,7 @@ class ToMeSD(Method):
         import torch
 
         from mame_lab.merging import matching
-        from mame_lab.merging.assignment import Match
+        from mame_lab.merging.grid.assignment import Match
 
         rows, columns = grid[0] // 2, grid[1] // 2
         device = x_BNC.device

@@ -12,14 +12,15 @@ from itertools import chain
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mame_lab import checkpoint
 from mame_lab.errors import MameLabError, UnsupportedModelError
 from mame_lab.merging import Method, Ward
 from mame_lab.merging.method import check_method
+from mame_lab.models import checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from mame_lab.models.checkpoint import Checkpoint
     from mame_lab.models.settings import ModelSettings
 
 # The libraries whose models can be merged; each has a module here, its family.
@@ -40,18 +41,22 @@ def family(name: str) -> ModuleType:
         raise MameLabError(f"model.family={name} needs {error.name}: pip install 'mame_lab[{name}]'") from error
 
 
-def load(settings: ModelSettings) -> nn.Module:
+def load(settings: ModelSettings, stored: Checkpoint | None = None) -> nn.Module:
     """The model that the settings describe, with its weights: by its family's `load`, or from a checkpoint of train.py.
+
+    The checkpoint is `stored`, or the one that `settings.weights` names.
 
     Raises:
         MameLabError: an unknown name, weights that cannot be fetched or read, or a file of another model.
     """
     module = family(settings.family)
-    if not settings.of_a_run:
+    if settings.of_a_run:
+        stored = stored or checkpoint.read(str(settings.weights), "model.weights")
+        settings = replace(settings, weights=None)
+    if stored is None:
         return module.load(settings)
-    state = checkpoint.read(str(settings.weights), "model.weights").state
-    model = module.build(replace(settings, weights=None))
-    module.load_weights(model, state, f"model.weights={settings.weights}", head_of_file=settings.num_classes != 0)
+    model = module.build(settings)
+    module.load_weights(model, stored.state, f"{stored.key}={stored.path}", head_of_file=settings.num_classes != 0)
     return model
 
 

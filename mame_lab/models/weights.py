@@ -5,8 +5,8 @@ from pathlib import Path
 import timm
 from torch import Tensor
 
-from mame_lab import tensor_file
 from mame_lab.errors import MameLabError
+from mame_lab.models import tensor_file
 
 # Where training scripts keep the state dict in what they save; averaged weights come first.
 PLACES = (

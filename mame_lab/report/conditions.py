@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mame_lab.results import Result
+from mame_lab.measure.result import Result
 
 VARIES = {"weights", "date", "rounds", "more", "versions", "merging"}  # from run to run, as it should
 

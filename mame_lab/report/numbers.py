@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from mame_lab.measure.result_table import number
 from mame_lab.report.pareto import Model
-from mame_lab.results import number
 
 ABSENT = "-"
 COLUMNS = ("top-1 [95 %]", "change [95 %]", "speed-up", "samples/s", "GFLOPs", "tokens at the end")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import NamedTuple
 
+from mame_lab.measure.result import Arm, Result
 from mame_lab.report.conditions import conditions
 from mame_lab.report.runs import Run
-from mame_lab.results import Arm, Result
 
 
 class Axis(NamedTuple):

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 
 from mame_lab.errors import MameLabError
-from mame_lab.results import Result
+from mame_lab.measure.result import Result
 
 OVERRIDES = Path(".hydra", "overrides.yaml")  # makes a folder that of a run
 

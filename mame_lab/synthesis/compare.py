@@ -15,17 +15,20 @@ import torch
 from rich import print
 from torch import Tensor, nn
 
-from mame_lab import speed, tracking
-from mame_lab.config import EvalConfig
+from mame_lab import benchmarks
 from mame_lab.data.prompts import Prompts
 from mame_lab.errors import MameLabError
+from mame_lab.measure import flops, memory, speed
+from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
+from mame_lab.measure.result import Arm, Result
 from mame_lab.merging import Method, ToMeSD
 from mame_lab.models import apply, family, twin
-from mame_lab.results import Arm, Conditions, Result, gather_conditions, weights_hash
+from mame_lab.runs.config import EvalConfig
+from mame_lab.runs.loggers import log_pictures, log_result
+from mame_lab.synthesis.generate import Picture, captured_step, generate
 from mame_lab.synthesis.quality import Judges, fid, high_frequency_energy, likeness
 from mame_lab.synthesis.sheet import contact_sheet
 from mame_lab.synthesis.table import table
-from mame_lab.tasks.synthesis import Picture, captured_step, generate
 
 UNMERGED, MERGED, TOMESD = "unmerged", "mame", "tomesd"
 DTYPES = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "32-true": torch.float32}
@@ -55,15 +58,15 @@ def synthesise(run: EvalConfig, values: dict[str, Any], folder: Path) -> dict[st
     if trainer.precision != "32-true":
         pipe.to(DTYPES[trainer.precision])
     if run.benchmark:
-        run.benchmark.run(pipe, run.mame, run.dataset, trainer, folder)
+        benchmarks.run(run.benchmark, pipe, run.mame, run.dataset, trainer, folder)
         print(f"Written to {folder}")
         return None
     results, pictures = compare(pipe, run)
     for arm, result in results.items():
         result.save(folder / ("result.json" if arm == MERGED else f"{arm}.json"))
-    tracking.log_result(loggers, results[MERGED])
+    log_result(loggers, results[MERGED])
     print(table(results))
-    tracking.log_pictures(loggers, save(pictures, results, folder))
+    log_pictures(loggers, save(pictures, results, folder))
     print(f"Written to {folder}")
     return results[MERGED].metrics()
 
@@ -89,12 +92,12 @@ def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture
     quality = _quality(pictures, prompts)
     arms = {
         arm: Arm(
-            gflops=passes * speed.gflops_by_shapes(_of_sample(unet, inputs), inputs[0][0]),
+            gflops=passes * flops.gflops_by_shapes(_of_sample(unet, inputs), inputs[0][0]),
             tokens=[float(tokens) for tokens in family(run.model.family).tokens(unet, inputs[0][0])],
             samples_per_s=1 / median(picture.seconds[arm] for picture in pictures),
             **_latencies([picture.seconds[arm] for picture in pictures]),
             step_ms_p50=1e3 * median(taken[arm]),
-            peak_memory_mb=_megabytes(speed.peak_memory(steps[arm], plain.device)),
+            peak_memory_mb=_megabytes(memory.peak_memory(steps[arm], plain.device)),
             quality=quality[arm],
         )
         for arm, unet in unets.items()

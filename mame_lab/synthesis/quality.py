@@ -16,7 +16,7 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 
 from mame_lab.data.folders import ImageFiles, LeftOut, images_below
 from mame_lab.errors import MameLabError
-from mame_lab.hub import no_retries_offline
+from mame_lab.models.hub import no_retries_offline
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -7,7 +7,7 @@ from textwrap import fill
 
 from matplotlib.figure import Figure
 
-from mame_lab.tasks.synthesis import Picture
+from mame_lab.synthesis.generate import Picture
 
 CELL = 3.0  # inches
 CAPTION = 44  # characters in a line

@@ -9,10 +9,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mame_lab.results import Arm, number
+from mame_lab.measure.result import Arm
+from mame_lab.measure.result_table import number
 
 if TYPE_CHECKING:
-    from mame_lab.results import Result
+    from mame_lab.measure.result import Result
 
 LEGEND = (
     "Likeness to the unmerged image of the same prompt and seed: PSNR, SSIM, LPIPS (lower is nearer). High-frequency "

@@ -5,18 +5,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import BENCHMARK, TINY
 from families import build, images
 from lightning.pytorch.plugins import Precision
-from runs import BENCHMARK, TINY
 
-from mame_lab import MameLabError, speed
-from mame_lab.benchmarks import budgets
-from mame_lab.benchmarks.budgets import Point, figure
-from mame_lab.benchmarks.settings import Budgets
-from mame_lab.fidelity import Distance
+from mame_lab import MameLabError
+from mame_lab.benchmarks.budgets import run
+from mame_lab.benchmarks.budgets.run import Point, figure
+from mame_lab.benchmarks.budgets.settings import Budgets
+from mame_lab.measure import speed
+from mame_lab.measure.fidelity import Distance
+from mame_lab.measure.paired import PairedHits
+from mame_lab.measure.proportion import Proportion
+from mame_lab.measure.result import Result
 from mame_lab.merging import ToMe, Ward
-from mame_lab.paired import PairedHits
-from mame_lab.results import Proportion, Result
 
 CURVE = [
     *BENCHMARK,
@@ -83,10 +85,10 @@ def test_speed_is_measured_in_turns(monkeypatch, trainer):
         return hits, distances
 
     monkeypatch.setattr(speed, "time_interleaved", time_interleaved)
-    monkeypatch.setattr(budgets, "judge", judge)
+    monkeypatch.setattr(run, "judge", judge)
     settings = Budgets(r=[2, 0.25], batch_size=3, rounds=7)
-    arms = budgets.at_budgets(settings, build("vit"), Ward(blocks=1))
-    found = budgets.points(settings, arms, SimpleNamespace(sample=lambda count: (images(count), None)), trainer)
+    arms = run.at_budgets(settings, build("vit"), Ward(blocks=1))
+    found = run.points(settings, arms, SimpleNamespace(sample=lambda count: (images(count), None)), trainer)
     assert timed == [(list(took), [3, 3, 3], {"max_rounds": 7, "min_rounds": 7})]
     assert [(p.arm, p.tokens, p.samples_per_s, p.speedup) for p in found] == [
         ("unmerged", 65, 0.75, 1.0), ("r=2", 63, 1.5, 2.0), ("r=0.25", 49, 3.0, 4.0)
@@ -121,13 +123,13 @@ def test_the_picture_shows_the_intervals():
 )
 def test_what_is_wrong_is_said(settings, method, line):
     with pytest.raises(MameLabError, match=f"^{line}"):
-        budgets.at_budgets(Budgets(**settings), build("vit"), method)
+        run.at_budgets(Budgets(**settings), build("vit"), method)
 
 
 def test_it_runs_in_one_process_and_judges_the_classes_of_the_data(trainer, tmp_path):
     data = SimpleNamespace(classes=["a", "b"])
     with pytest.raises(MameLabError, match="the model has 7 classes and the dataset 2"):
-        budgets.run(Budgets(), build("vit"), Ward(), data, trainer, tmp_path)
+        run.run(Budgets(), build("vit"), Ward(), data, trainer, tmp_path)
     trainer.world_size = 2
     with pytest.raises(MameLabError, match="benchmark=budgets times one device, here are 2"):
-        budgets.run(Budgets(), build("vit"), Ward(), data, trainer, tmp_path)
+        run.run(Budgets(), build("vit"), Ward(), data, trainer, tmp_path)

@@ -5,20 +5,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import BENCHMARK
 from families import build, images, inputs
 from lightning.pytorch.plugins import Precision
-from runs import BENCHMARK
 
-from mame_lab.benchmarks import equal_cost, frontier
-from mame_lab.benchmarks.arms import ARMS, REFERENCE, method_of
-from mame_lab.benchmarks.frontier import Point
-from mame_lab.benchmarks.frontier_charts import MEASURES, figure, table
-from mame_lab.benchmarks.losses import Loss, Losses
-from mame_lab.benchmarks.settings import Frontier
+from mame_lab.benchmarks.frontier import equal_cost, run
+from mame_lab.benchmarks.frontier.arms import ARMS, REFERENCE, method_of
+from mame_lab.benchmarks.frontier.charts import MEASURES, figure, table
+from mame_lab.benchmarks.frontier.losses import Loss, Losses
+from mame_lab.benchmarks.frontier.run import Point
+from mame_lab.benchmarks.frontier.settings import Frontier
 from mame_lab.errors import MameLabError
+from mame_lab.measure.paired import PairedHits
 from mame_lab.merging import MaMe, ToMe, Ward
 from mame_lab.models import apply, twin
-from mame_lab.paired import PairedHits
 
 TRAINER = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), precision_plugin=Precision())
 
@@ -78,7 +78,7 @@ def test_it_measures_on_test_images_and_solves_on_validation_images(monkeypatch)
     arms = ["ward:adaptive", "ward:linear", "ward:geometric"]
     settings = Frontier(costs=[0.7], arms=arms, images=4, calibration_images=3, training_images=9)
     data = Data(train=range(5))
-    list(frontier.points(settings, build("vit"), data, TRAINER))
+    list(run.points(settings, build("vit"), data, TRAINER))
     assert sorted(data.sampled) == [("test", 4), ("train", 5), ("val", 3)], "no image twice"
     assert [on for on in solved_on if on[0] != "adaptive"] == [("constant", 3), ("linear", 3), ("geometric", 3)]
     assert {count for schedule, count in solved_on if schedule == "adaptive"} == {4}
@@ -88,7 +88,7 @@ def test_it_measures_on_test_images_and_solves_on_validation_images(monkeypatch)
 def test_without_labelled_training_images_top1_is_left_out(train, capsys):
     settings = Frontier(costs=[0.7], arms=[], images=99)
     data = Data(train, test=3)
-    (point,) = frontier.points(settings, build("vit"), data, TRAINER)
+    (point,) = run.points(settings, build("vit"), data, TRAINER)
     assert ("test", 3) in data.sampled
     assert "Top-1 is left out: dataset=made" in capsys.readouterr().out
     assert (point.top1, point.top1_p, point.top1_ratio) == (None, None, None)
@@ -102,9 +102,9 @@ def test_what_is_measured_is_kept_when_a_run_is_killed(monkeypatch, tmp_path):
         raise KeyboardInterrupt
 
     kept = []
-    monkeypatch.setattr(frontier, "points", points)
+    monkeypatch.setattr(run, "points", points)
     with pytest.raises(KeyboardInterrupt):
-        frontier.run(Frontier(), None, None, None, tmp_path)
+        run.run(Frontier(), None, None, None, None, tmp_path)
     (row,) = kept
     assert (row["arm"], row["feature_error"], row["top1"]) == (REFERENCE, "0.1", "")
 

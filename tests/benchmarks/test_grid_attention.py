@@ -5,18 +5,18 @@ from statistics import mean, stdev
 
 import pytest
 import torch
+from commands import BENCHMARK
 from families import build, images
-from runs import BENCHMARK
 from torch import nn
 
-from mame_lab.benchmarks import grid_attention
-from mame_lab.benchmarks.grid_attention import Layer, error, layer_errors, layers
-from mame_lab.benchmarks.grid_variants import ARMS, CheckerboardWard, EvenWard, spread
-from mame_lab.benchmarks.settings import GridAttention
+from mame_lab.benchmarks.grid_attention import run
+from mame_lab.benchmarks.grid_attention.run import Layer, error, layer_errors, layers
+from mame_lab.benchmarks.grid_attention.settings import GridAttention
+from mame_lab.benchmarks.grid_attention.variants import ARMS, CheckerboardWard, EvenWard, spread
 from mame_lab.errors import MameLabError
 from mame_lab.merging import Ward
-from mame_lab.merging.assignment import assign
-from mame_lab.merging.grid import Grid
+from mame_lab.merging.grid.assignment import assign
+from mame_lab.merging.grid.settings import Grid
 
 GRID = (8, 8)
 TOKENS = 64
@@ -81,7 +81,7 @@ def test_a_row_is_a_mean_over_layers_and_images():
         ward.append(mean(found for arm, _, found in errors if arm == "ward"))
         cosine.append(mean(found for arm, _, found in errors if arm == "cosine"))
     ratios = [c / w for c, w in zip(cosine, ward, strict=True)]
-    rows = {row.arm: row for row in grid_attention.rows(GridAttention(r=[0.5]), model, x)}
+    rows = {row.arm: row for row in run.rows(GridAttention(r=[0.5]), model, x)}
     assert rows["cosine"][2:5] == pytest.approx((mean(cosine), mean(ratios), stdev(ratios)))
 
 
@@ -181,7 +181,7 @@ def test_more_than_the_sources_of_a_grid_is_an_error():
 
 def test_other_models_are_refused(tmp_path):
     with pytest.raises(MameLabError, match=r"benchmark=grid_attention looks at .* the model is a Eva"):
-        grid_attention.run(GridAttention(), build("eva02"), None, None, tmp_path)
+        run.run(GridAttention(), build("eva02"), None, None, None, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from mame_lab.benchmarks.linear_head import LinearHead
-from mame_lab.paired import PairedHits
+from mame_lab.benchmarks.frontier.linear_head import LinearHead
+from mame_lab.measure.paired import PairedHits
 
 
 def features(count, seed):

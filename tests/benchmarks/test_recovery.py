@@ -6,15 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from runs import BENCHMARK, TINY
+from commands import BENCHMARK, TINY
 
-from mame_lab import MameLabError, checkpoint, comparison
-from mame_lab.benchmarks import recovery
-from mame_lab.benchmarks.recovery import by_start
-from mame_lab.models import load, merges
+from mame_lab import MameLabError
+from mame_lab.benchmarks.recovery import run
+from mame_lab.benchmarks.recovery.run import by_start
+from mame_lab.measure import comparison
+from mame_lab.measure.paired import MeanChange
+from mame_lab.measure.result import Result
+from mame_lab.models import checkpoint, load, merges
 from mame_lab.models.settings import ModelSettings
-from mame_lab.paired import MeanChange
-from mame_lab.results import Result
 
 SEEDS = (0, 1)
 
@@ -26,7 +27,7 @@ def test_the_arms_hit_what_their_runs_measured(entry_point, tmp_path, capsys, mo
         judged.update({name: merges(model) for name, model in models.items()})
         return comparison.hits(models, *arguments)
 
-    monkeypatch.setattr(recovery, "hits", hits)
+    monkeypatch.setattr(run, "hits", hits)
     entry_point("train", tmp_path / "head", *TINY, "mame=off")
     start = tmp_path / "head/checkpoints/best.ckpt"
     for seed in SEEDS:
@@ -84,6 +85,6 @@ def test_what_cannot_be_set_against_a_start_is_refused(entry_point, tmp_path):
     tuned = checkpoint.read(best)
     model, data = load(ModelSettings(**tuned.config["model"])), SimpleNamespace(classes=["a", "b"])
     with pytest.raises(MameLabError, match="the model has 10 classes and the dataset 2"):
-        recovery.points({str(best): [tuned]}, model, data, None)
+        run.points({str(best): [tuned]}, model, data, None)
     with pytest.raises(MameLabError, match=r"^model.weights=gone.ckpt does not exist"):
-        recovery.points({"gone.ckpt": [tuned]}, model, data, None)
+        run.points({"gone.ckpt": [tuned]}, model, data, None)

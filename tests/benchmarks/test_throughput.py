@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import BENCHMARK
 from families import build, images
 from lightning.pytorch.plugins import Precision
-from runs import BENCHMARK
 
-from mame_lab import MameLabError, speed
-from mame_lab.benchmarks import throughput
-from mame_lab.benchmarks.settings import Throughput
+from mame_lab import MameLabError
+from mame_lab.benchmarks.throughput import run
+from mame_lab.benchmarks.throughput.settings import Throughput
+from mame_lab.measure import speed
 
 TRAINER = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), precision_plugin=Precision())
 
@@ -55,12 +56,12 @@ def test_throughput_compares_like_with_like(monkeypatch):
         return {arm: [seconds, seconds, 9.0] for arm, seconds in (took | {(tome, "steps"): 0.5}).items()}
 
     monkeypatch.setattr(speed, "time_interleaved", time_interleaved)
-    monkeypatch.setattr(throughput, "compile_models", lambda *models: compiled.extend(models))
-    monkeypatch.setattr(throughput, "check_compiles", lambda *arguments: None)
+    monkeypatch.setattr(run, "compile_models", lambda *models: compiled.extend(models))
+    monkeypatch.setattr(run, "check_compiles", lambda *arguments: None)
     model = build("vit")
     model.register_forward_pre_hook(lambda module, inputs: forwards.append((len(inputs[0]), module in compiled)))
     settings = Throughput(methods=["tome"], r=8, batch_sizes=[1, 3], compiled=True)
-    rows = list(throughput.rows(settings, model, Data(), TRAINER))
+    rows = list(run.rows(settings, model, Data(), TRAINER))
     for batch, of_batch in zip((1, 3), (ran[:5], ran[5:]), strict=True):
         assert of_batch == [*((arm, [(batch, arm[1] == "compiled")]) for arm in took), ((tome, "steps"), [])]
     assert [(row.arm, row.batch, row.samples_per_s, row.speedup, row.merging) for row in rows] == [
@@ -103,4 +104,4 @@ def test_where_nothing_compiles_the_key_of_the_benchmark_is_named(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda *_: 1 / 0)
     settings = Throughput(methods=["tome"], r=8, batch_sizes=[1], compiled=True)
     with pytest.raises(MameLabError, match=r"^benchmark.compiled=true does not work .* set benchmark.compiled=false$"):
-        next(throughput.rows(settings, build("vit"), Data(), TRAINER))
+        next(run.rows(settings, build("vit"), Data(), TRAINER))

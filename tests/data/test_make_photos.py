@@ -14,7 +14,7 @@ from PIL import Image
 from mame_lab import MameLabError
 from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.data.make_photos import HANDS, deal, make, square
-from mame_lab.data.natural import KINDS
+from mame_lab.data.sample_photos import KINDS
 
 COINS = (384, 303)
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from mame_lab import MaMe, MameLabError, Ward
 from mame_lab.merging import ToMeSD
-from mame_lab.merging.assignment import assign
-from mame_lab.merging.grid import Grid
-from mame_lab.merging.windows import part
+from mame_lab.merging.grid.assignment import assign
+from mame_lab.merging.grid.settings import Grid
+from mame_lab.merging.grid.windows import part
 
 SIDES = st.integers(1, 12)
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 import mame_lab
 from mame_lab import MameLabError
 from mame_lab.merging import METHODS, MaMe, Ward
-from mame_lab.merging.grid import Grid
+from mame_lab.merging.grid.settings import Grid
 from mame_lab.merging.numbers import plain
 
 

@@ -26,7 +26,7 @@ from families import (
 from torch import nn
 
 import mame_lab
-from mame_lab.comparison import captured_input
+from mame_lab.measure.comparison import captured_input
 from mame_lab.merging import Drop, MaMe, Method, ToMe, Ward
 from mame_lab.models import family_of, unmerged_twin
 

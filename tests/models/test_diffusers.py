@@ -15,7 +15,7 @@ from torch import nn
 import mame_lab
 from mame_lab import MaMe, MameLabError, ToMe, UnsupportedModelError, Ward
 from mame_lab.merging import Drop, ToMeSD
-from mame_lab.merging.grid import Grid
+from mame_lab.merging.grid.settings import Grid
 from mame_lab.models import family_of, merges, twin
 from mame_lab.models.diffusers.unet import MergingAttention, UNetMergeContext
 

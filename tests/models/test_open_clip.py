@@ -9,18 +9,17 @@ import pytest
 import torch
 import yaml
 from clips import MODELS, register
-from runs import ROOT, TINY
+from commands import ROOT, TINY
 from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 import mame_lab
-from mame_lab import hub, tensor_file
-from mame_lab.models import family, load, timm
+from mame_lab.measure.result import Result
+from mame_lab.models import family, hub, load, tensor_file, timm
 from mame_lab.models.open_clip import loading
 from mame_lab.models.open_clip.text import TextTower
 from mame_lab.models.settings import ModelSettings
-from mame_lab.results import Result
 
 DIGITS = [str(digit) for digit in range(10)]
 SIGLIP2 = "ViT-B-16-SigLIP2-512:webli"

@@ -15,7 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 import mame_lab
-from mame_lab.fidelity import Fidelity
+from mame_lab.measure.fidelity import Fidelity
 from mame_lab.merging import ToMe, Ward
 from mame_lab.models import twin
 from mame_lab.models.settings import ModelSettings

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mame_lab
-from mame_lab import hub
 from mame_lab.merging.state import MergeState
+from mame_lab.models import hub
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.timm import load
 from mame_lab.models.timm.vit import MergingBlock

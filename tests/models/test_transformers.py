@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 import yaml
+from commands import ROOT
 from families import (
     DEPTH,
     GRID,
@@ -18,18 +19,16 @@ from families import (
     logits,
     logits_of_features,
 )
-from runs import ROOT
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
 import mame_lab
-from mame_lab import hub, pictures, speed
-from mame_lab.config import EvalConfig
 from mame_lab.data.preprocessing import Preprocessing
+from mame_lab.measure import flops, pictures
 from mame_lab.merging import Drop, ToMe, Ward
-from mame_lab.models import family, family_of
+from mame_lab.models import family, family_of, hub
 from mame_lab.models.settings import ModelSettings
 
 every_family = pytest.mark.parametrize("name", TRANSFORMERS)
@@ -258,9 +257,8 @@ def test_videos_have_a_grid_in_time_and_no_pictures():
     x = torch.randn(1, 8, 3, 32, 32)
     assert family_of(model).grid(model, x) == (4, 4, 4)
     assert family_of(build("hf_vit")).grid(build("hf_vit"), inputs("hf_vit")) == (GRID, GRID)
-    config = EvalConfig(tiny("videomae"), mame=Ward(r=3), dataset=None, trainer=None, logger=None, visualize=2)
-    with pytest.raises(mame_lab.MameLabError, match="visualize=2 draws images, and tiny takes videos"):
-        pictures.check(mame_lab.apply(model, r=3), config)
+    with pytest.raises(mame_lab.MameLabError, match="visualize=2 draws images, and this model takes videos"):
+        pictures.check(mame_lab.apply(model, r=3), 2, Ward(r=3))
 
 
 load, build_model, load_weights, match_classes, data_config = (
@@ -420,7 +418,7 @@ def test_shipped_models_have_the_published_sizes(name):
         x = torch.empty(1, *([found["frames"]] if "frames" in found else []), 3, *found["size"])
     assert found["size"] == size
     assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(parameters, rel=1e-3)
-    assert speed.gflops(model, x)[""] == pytest.approx(gflops, rel=1e-3)
+    assert flops.gflops(model, x)[""] == pytest.approx(gflops, rel=1e-3)
 
 
 def test_trains_and_is_evaluated_from_its_checkpoint(entry_point, tmp_path, capsys):

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import yaml
 
-from mame_lab.paired import Change
-from mame_lab.results import Arm, Conditions, Proportion, Result
+from mame_lab.measure.conditions import Conditions
+from mame_lab.measure.paired import Change
+from mame_lab.measure.proportion import Proportion
+from mame_lab.measure.result import Arm, Result
 
 CONDITIONS = Conditions(
     device="Example GPU",

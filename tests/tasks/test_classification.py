@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mame_lab.errors import MameLabError
 from mame_lab.tasks.classification import Classification
 from mame_lab.tasks.optim import AdamW, lr_factor
-from mame_lab.training import TrainerSettings
+from mame_lab.training.trainer import TrainerSettings
 
 K = 7
 CONFIG = {"model": {"name": "linear", "args": None}, "mame": {"r": [0, 8], "tau": 0.9, "clamp": False}}

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mame_lab.tasks.classification import Classification
 from mame_lab.tasks.distillation import Distillation
 from mame_lab.tasks.optim import AdamW
-from mame_lab.training import TrainerSettings
+from mame_lab.training.trainer import TrainerSettings
 
 TEACHER_BK = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, 3.0]], dtype=torch.float64)
 STUDENT_BK = torch.tensor([[1.0, 1.0, 0.0], [-1.0, 2.0, 0.0]], dtype=torch.float64)

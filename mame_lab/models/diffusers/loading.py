@@ -13,10 +13,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.tokenization_clip import pre_tokenizers
 
-from mame_lab import tensor_file
 from mame_lab.errors import MameLabError
-from mame_lab.hub import in_one_line, no_retries_offline
+from mame_lab.models import tensor_file
 from mame_lab.models.diffusers.support import transformers_of, unet_of
+from mame_lab.models.hub import in_one_line, no_retries_offline
 from mame_lab.models.settings import ModelSettings
 
 PARTS = ("unet", "vae", "text_encoder", "scheduler")

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from mame_lab.errors import MameLabError
-from mame_lab.merging.assignment import Assignment, assign
+from mame_lab.merging.grid.assignment import Assignment, assign
 from mame_lab.merging.method import Method
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import full_precision

@@ -11,9 +11,9 @@ import open_clip
 import torch
 from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH, HFTokenizer
 
-from mame_lab import tensor_file
 from mame_lab.errors import MameLabError
-from mame_lab.hub import in_one_line, no_retries_offline
+from mame_lab.models import tensor_file
+from mame_lab.models.hub import in_one_line, no_retries_offline
 from mame_lab.models.open_clip.text import Tokenizer
 from mame_lab.models.settings import ModelSettings
 

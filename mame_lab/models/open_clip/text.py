@@ -15,7 +15,7 @@ from rich.progress import track
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
-from mame_lab import cache
+from mame_lab.data import disk_cache
 from mame_lab.errors import MameLabError
 
 BATCH = 256  # prompts that are encoded at a time
@@ -49,8 +49,8 @@ class TextTower:
         """One unit vector a class (K, C), the mean over the templates; WordNet ids have ImageNet's names."""
         names = [WORDNET.get(name, name.replace("_", " ")) for name in classes]
         tokens_PL = self.tokenizer([template.replace("{}", name) for name in names for template in self.templates])
-        key = cache.key(f"{self.traits} {len(names)} classes", self.clip.state_dict() | {"tokens": tokens_PL})
-        return cache.kept(key, lambda: self._encode(tokens_PL, len(names)))
+        key = disk_cache.key(f"{self.traits} {len(names)} classes", self.clip.state_dict() | {"tokens": tokens_PL})
+        return disk_cache.kept(key, lambda: self._encode(tokens_PL, len(names)))
 
     @torch.no_grad()
     def _encode(self, tokens_PL: Tensor, classes: int) -> Tensor:

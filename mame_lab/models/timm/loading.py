@@ -10,7 +10,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from mame_lab.errors import MameLabError
-from mame_lab.hub import in_one_line, no_retries_offline
+from mame_lab.models.hub import in_one_line, no_retries_offline
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.timm.forward import TimmTransformer
 from mame_lab.models.timm.support import architecture_of

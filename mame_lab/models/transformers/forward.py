@@ -20,7 +20,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import check_applied, check_hooks
-from mame_lab.models.stages import Halfway
+from mame_lab.models.split_forward import Halfway
 from mame_lab.models.tracing import Unscripted, refuse_fx
 
 Class = type[Any]

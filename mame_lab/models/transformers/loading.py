@@ -12,9 +12,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.generic import ModelOutput
 
-from mame_lab import tensor_file
 from mame_lab.errors import MameLabError
-from mame_lab.hub import in_one_line, no_retries_offline
+from mame_lab.models import tensor_file
+from mame_lab.models.hub import in_one_line, no_retries_offline
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.transformers.preprocessing import preprocessing_of
 from mame_lab.models.transformers.support import ARCHITECTURES, SUPPORTED, architecture_of

@@ -1,0 +1,51 @@
+"""The settings of the throughput."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mame_lab.benchmarks.base import Benchmark
+from mame_lab.errors import MameLabError
+from mame_lab.merging import METHODS
+
+
+@dataclass
+class Throughput(Benchmark):
+    """Speed over batch sizes: the unmerged model and each method, in turns in one process.
+
+    Args:
+        methods: what is timed, each with `r` tokens that leave in `blocks`.
+        r, blocks: the budget of all methods: see `Method`.
+        tau: a threshold instead of the budget, with a batch both padded and packed: see `Adaptive`.
+        batch_sizes: images in a timed batch, one row of the table each.
+        compiled: time every arm compiled as well.
+        rounds: timed calls of each arm.
+    """
+
+    name: str = "throughput"
+    methods: list[str] = field(default_factory=lambda: ["ward", "paper", "tome"])
+    r: int = 13
+    blocks: int | None = None
+    tau: float | None = None
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 8, 64])
+    compiled: bool = False
+    rounds: int = 20
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.methods) - set(METHODS):
+            raise MameLabError(f"benchmark.methods={sorted(unknown)} is not known: choose from {', '.join(METHODS)}")
+        budgeted = [name for name in self.methods if not METHODS[name].adaptive]
+        if self.tau is not None and budgeted:
+            raise MameLabError(
+                f"benchmark.tau={self.tau} is a threshold, and benchmark.methods={budgeted} need a budget: leave one "
+                f"of the two"
+            )
+        refused = {
+            f"benchmark.tau={self.tau}": self.tau is not None,
+            **{f"benchmark.methods=[{name}]": "graph" in METHODS[name].gives_up for name in self.methods},
+        }
+        for other in (other for other, given in refused.items() if given and self.compiled):
+            raise MameLabError(
+                f"benchmark.compiled=true and {other} exclude each other, for that does not compile into one graph: "
+                f"leave one of the two"
+            )

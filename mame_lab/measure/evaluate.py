@@ -1,0 +1,200 @@
+"""What merging costs in accuracy and gains in speed: a model against the same weights unmerged, in one Result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mame_lab.data.datamodule import ImageData
+from mame_lab.measure import cost, flops, memory, speed
+from mame_lab.measure.comparison import accuracy, changes, check_classes, judge
+from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
+from mame_lab.measure.precision import converted, prepared
+from mame_lab.measure.proportion import Proportion
+from mame_lab.measure.result import Arm, Result
+from mame_lab.measure.settings import EvaluationSettings, SpeedSettings
+from mame_lab.models import adapts, depends_on_batch, family_of, twin, unmerged_twin
+from mame_lab.models.compilation import check_compiles, compile_models
+from mame_lab.models.zero_shot import ZeroShotHead
+
+Models = dict[str, nn.Module]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+LOADING = 3.0  # seconds in which the data loader is timed
+
+
+def evaluate(
+    model: nn.Module,
+    data: ImageData,
+    trainer: Trainer,
+    settings: EvaluationSettings,
+    training_loss: Loss | None = None,
+) -> Result:
+    """Compare a merged model with its unmerged twin on the test images.
+
+    Args:
+        model: with merging applied.
+        data: its test images are judged, counted and timed.
+        trainer: its device and precision hold for everything.
+        settings: what is measured and how long.
+        training_loss: of logits and labels; given, a training step is timed too.
+
+    Raises:
+        MameLabError: the classes of the model are not those of the data, or it is to be compiled and cannot be.
+    """
+    device = trainer.strategy.root_device
+    check_classes(family_of(model).classifier(model), data.classes)
+    if settings.compile:
+        check_compiles(model, device)
+    model = prepared(model, trainer)
+    models = {"merged": twin(model), "unmerged": unmerged_twin(model)}
+    hits, fidelity = _judge(models, data, trainer, settings)
+    change = changes(hits["merged"], hits["unmerged"])
+    speeds = settings.speed
+    images, labels = (converted(tensor, trainer) for tensor in data.sample(speeds.batch_size))
+    for each in models.values():
+        each.to(device)
+    if settings.compile:
+        compile_models(*models.values())
+    batch = images[: data.dataset.batch_size], labels[: data.dataset.batch_size]
+    training, train_speedup = {}, None
+    if training_loss is not None:
+        steps = {name: speed.training_step(each, training_loss, *batch) for name, each in models.items()}
+        training, train_speedup = _race(steps, len(batch[0]), trainer, speeds)
+    forwards = {name: _forward(each.eval(), images) for name, each in models.items()}
+    inference, speedup = _race(forwards, len(images), trainer, speeds)
+    uncompiled = {name: twin(each) for name, each in models.items()}  # Its operators can be counted one by one.
+    arms = {
+        name: Arm(
+            **accuracy(hits[name]),
+            **_cost(each, images, speeds.cost_samples),
+            samples_per_s=inference[name].samples_per_s,
+            latency_ms_p50=inference[name].latency_ms_p50,
+            latency_ms_p95=inference[name].latency_ms_p95,
+            peak_memory_mb=_megabytes(memory.peak_memory(_in_precision(_forward(each, images), trainer), device)),
+            train_samples_per_s=training[name].samples_per_s if training else None,
+        )
+        for name, each in uncompiled.items()
+    }
+    return Result(
+        **arms,
+        **fidelity,
+        top1_change=change["top1"],
+        top5_change=change["top5"],
+        speedup=speedup,
+        train_speedup=train_speedup,
+        train_batch=len(batch[0]) if training else None,
+        loader_samples_per_s=speed.loader_rate(_loader(data, bool(training)), min(LOADING, speeds.seconds)),
+        conditions=_conditions(models["merged"], trainer, settings, inference["merged"], images, data),
+    )
+
+
+def _conditions(
+    model: nn.Module,
+    trainer: Trainer,
+    settings: EvaluationSettings,
+    inference: speed.Timing,
+    images: Tensor,
+    data: ImageData,
+) -> Conditions:
+    return gather_conditions(
+        images.device,
+        trainer.precision,
+        batch=inference.batch,
+        rounds=inference.rounds,
+        seed=data.seed,
+        processes=trainer.world_size,
+        library=settings.model.family,
+        weights=weights_hash(model),
+        model=settings.model.name,
+        dataset=data.dataset.name,
+        merging=str(settings.method),
+        attention="scaled_dot_product_attention" if family_of(model).fused_attention(model) else "unfused",
+        compiled=settings.compile,
+        **data.splits.conditions,
+    )
+
+
+def _judge(
+    models: Models, data: ImageData, trainer: Trainer, settings: EvaluationSettings
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """hits_M2 of each model, and how far the merged one is from the other."""
+    family = family_of(models["merged"])
+    hits, distances = judge(models, family.classifier, data, trainer)
+    distance = distances["merged"]
+    return hits, {
+        "evaluated_by": _judged_by(family.classifier(models["merged"]), settings),
+        "agreement": None if distance.agreement is None else Proportion(*distance.agreement),
+        "kl": distance.kl,
+        "feature_error": distance.feature_error,
+    }
+
+
+def _judged_by(classifier: nn.Module, settings: EvaluationSettings) -> str:
+    """What tells the class. A head of class names is zero-shot only as long as nothing before it was trained here."""
+    if isinstance(classifier, nn.Identity):
+        return "k-NN"
+    untrained = not (settings.trained or settings.model.of_a_run)
+    return "zero-shot" if untrained and isinstance(classifier, ZeroShotHead) else "classifier"
+
+
+def _forward(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    @torch.inference_mode()
+    def forward() -> object:
+        return model(images)
+
+    return forward
+
+
+def _in_precision(call: Callable[[], object], trainer: Trainer) -> Callable[[], object]:
+    """Each call casts the weights anew, as a step of training or a request does."""
+
+    def cast() -> object:
+        with trainer.precision_plugin.forward_context():
+            return call()
+
+    return cast
+
+
+def _race(
+    calls: Mapping[str, Callable[[], object]], batch: int, trainer: Trainer, settings: SpeedSettings
+) -> tuple[dict[str, speed.Timing], float]:
+    """The timing of each call, and how many times faster merged is."""
+    arms = {name: _in_precision(call, trainer) for name, call in calls.items()}
+    limits = {"max_rounds": settings.max_rounds, "seconds": settings.seconds}
+    taken = speed.time_interleaved(arms, trainer.strategy.root_device, **limits)
+    timings = {}
+    for name, seconds in taken.items():
+        timing = speed.Timing.from_seconds(seconds, batch)
+        timings[name] = replace(timing, samples_per_s=_over_processes(timing.samples_per_s, trainer))
+    return timings, _over_processes(speed.speedup(taken["merged"], taken["unmerged"]), trainer)
+
+
+def _over_processes(number: float, trainer: Trainer) -> float:
+    """Its mean over the processes."""
+    tensor = torch.tensor(number, device=trainer.strategy.root_device)
+    return float(trainer.strategy.reduce(tensor, reduce_op="mean"))
+
+
+def _loader(data: ImageData, training: bool) -> DataLoader:
+    return data.train_dataloader() if training else data.test_dataloader()
+
+
+def _cost(model: nn.Module, images: Tensor, counted: int) -> dict[str, Any]:
+    """Multiply-adds and tokens, mean over the images."""
+    with torch.inference_mode():
+        tokens = [float(tokens_B.float().mean()) for tokens_B in family_of(model).trace(model, images)]
+    if adapts(model) and not depends_on_batch(model):
+        return {"gflops": cost.adaptive_gflops(model, images, counted), "tokens": tokens}
+    alike = images if depends_on_batch(model) else images[:1]
+    return {"gflops": flops.gflops(model, alike, depends_on_batch(model))[""], "tokens": tokens}
+
+
+def _megabytes(count: int | None) -> float | None:
+    return None if count is None else count / 1e6

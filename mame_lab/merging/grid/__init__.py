@@ -1,0 +1,1 @@
+"""Merging on a grid of tokens before self-attention and restoring after it, as in a U-Net."""

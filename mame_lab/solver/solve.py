@@ -1,0 +1,197 @@
+"""The numbers of a schedule that meet a target: a share of the multiply-adds, or a speed-up.
+
+B batch, T targets, S sources.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any
+
+from mame_lab.errors import MameLabError
+from mame_lab.measure.cost import gflops
+from mame_lab.merging import Method
+from mame_lab.merging.bipartite import Adaptive
+from mame_lab.merging.method import check_method
+from mame_lab.merging.schedule import factors, geometric_blocks, merging_blocks, over_blocks
+from mame_lab.models import apply, family_of, tracing_family_of, twin, unmerged_twin
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from torch import Tensor, nn
+
+    from mame_lab.merging.plan import MergePlan
+    from mame_lab.merging.tokens import Tokens
+
+# What a solved cost and a measured speed-up may be off, relative to the target, and how long to look for them.
+COST_TOLERANCE, COST_STEPS = 0.005, 16
+CALIBRATION_IMAGES = 16
+BELOW_1 = 1 - 2**-24  # The highest threshold above which copies still merge.
+SPEED_TOLERANCE, SPEED_TRIALS = 0.03, 5
+
+
+def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
+    """The method with a budget or a threshold in the place of its target.
+
+    `adaptive` schedules, and every speed-up, are found by running the model on the images; the others by arithmetic
+    from their size.
+
+    Args:
+        model: a supported model; it is left as it was.
+        method: with `flops` or `speedup` set; one without a target is returned as it is.
+        images: (B, 3, H, W), preprocessed, on the model's device: 16 or more of the kind that the model is for.
+
+    Raises:
+        MameLabError: the target is out of reach (the message says how far one can go), or `method` is no method.
+    """
+    check_method(method)
+    if not method.target:
+        return method
+    tracing_family_of(model)
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        search = _Search(unmerged_twin(model).eval(), method, images, progress)
+        if method.flops is not None:
+            return search.by_cost(method.flops, f"mame.flops={method.flops}")
+        assert method.speedup is not None
+        return search.by_speed(method.speedup)
+
+
+class _Search:
+    """Candidates of a strength from 0, where nothing merges, to 1, where all merges that can."""
+
+    def __init__(self, model: nn.Module, method: Method, images: Tensor, progress: Progress) -> None:
+        self.model, self.images, self.progress = model, images, progress
+        self.schedule = method.schedule or "geometric"
+        self.family = family_of(model)
+        self.depth = len(self.family.block_names(model))
+        self.patches = math.prod(self.family.grid(model, images))
+        self.method = method
+        unread = {"batch": "per_sample"} if isinstance(method, Adaptive) else {}
+        self.plain = replace(method, flops=None, speedup=None, schedule=None, blocks=None, r=0, **unread)
+        if self.schedule == "adaptive" and not method.adaptive:
+            raise MameLabError(f"mame.schedule=adaptive is not for mame={method.method}, which needs a budget")
+        self.unmerged_gflops = gflops(model, images)
+
+    def by_cost(self, share: float, asked: str) -> Method:
+        """The candidate that costs this share of the unmerged model's multiply-adds."""
+        self.blocks = self._blocks(share)
+        found = self.candidate(1.0)
+        low, high = (0.0, 1 - share), (1.0, self.cost(found) - share)
+        if high[1] > 0:
+            raise MameLabError(
+                f"{asked} is out of reach: with mame.schedule={self.schedule} at least {share + high[1]:.3f} of the "
+                f"multiply-adds remain; ask for less merging, or take another schedule or more blocks"
+            )
+        off = -high[1]
+        for step in self.progress.track(range(COST_STEPS), description=f"solving {asked}"):
+            if off <= COST_TOLERANCE * share:
+                break
+            candidate = self.candidate(strength := _between(low, high, step))
+            excess = self.cost(candidate) - share
+            if abs(excess) < off:
+                found, off = candidate, abs(excess)
+            low, high = ((strength, excess), high) if excess > 0 else (low, (strength, excess))
+        return found
+
+    def by_speed(self, speedup: float) -> Method:
+        """The candidate that runs so many times faster than the unmerged model: guesses its cost, and mends it."""
+        share, found, off = 1 / speedup, self.plain, float("inf")
+        for _ in range(SPEED_TRIALS):
+            candidate = self.by_cost(share, f"mame.speedup={speedup}")
+            measured = self.speedup(candidate)
+            if abs(measured - speedup) < off:
+                found, off = candidate, abs(measured - speedup)
+            if off <= SPEED_TOLERANCE * speedup:
+                break
+            share = min(share * measured / speedup, 0.99)
+        return found
+
+    def candidate(self, strength: float) -> Method:
+        """The method with a list of the tokens that are removed in each block, or of thresholds."""
+        amounts = self._amounts(strength)
+        if self.schedule == "adaptive":
+            adaptive: Any = self.method
+            return replace(self.plain, r=None, tau=self._thresholds(amounts), batch=adaptive.batch)
+        return replace(self.plain, r=amounts)
+
+    def cost(self, method: Method) -> float:
+        """The share of the unmerged model's multiply-adds."""
+        return gflops(apply(twin(self.model), method), self.images) / self.unmerged_gflops
+
+    def speedup(self, method: Method) -> float:
+        """How many times faster than the unmerged model it runs on the images."""
+        import torch
+
+        from mame_lab.measure import speed
+
+        models = {"merged": apply(twin(self.model), method), "unmerged": self.model}
+        with torch.inference_mode():
+            calls = {name: partial(model, self.images) for name, model in models.items()}
+            taken = speed.time_interleaved(calls, self.images.device, max_rounds=15, seconds=5.0)
+        return speed.speedup(taken["merged"], taken["unmerged"])
+
+    def _blocks(self, share: float) -> list[int]:
+        if self.method.blocks is None and self.schedule in ("geometric", "adaptive"):
+            return geometric_blocks(self.depth, share)
+        return merging_blocks(self.method.blocks, self.depth, self.schedule, self.method.places)
+
+    def _amounts(self, strength: float) -> list[int]:
+        """The tokens that are removed in each block."""
+        blocks = range(1, len(self.blocks) + 1)
+        if self.schedule in ("geometric", "adaptive"):
+            totals = [self.patches * (1 - (1 - strength / 2) ** block) for block in blocks]
+        else:
+            shares = factors(self.schedule, len(self.blocks))
+            totals = list(accumulate(strength**2 * self.patches * share for share in shares))
+        amounts = [int(after) - int(before) for before, after in pairwise((0, *totals))]
+        schedule = replace(over_blocks(amounts, self.blocks, self.depth, clamp=True), pairs=self.plain.pairs)
+        return [amount or 0 for amount in schedule.walk(self.patches)]
+
+    def _thresholds(self, amounts: list[int]) -> list[float]:
+        """The threshold of each block by which the images lose so many tokens on average."""
+        import torch
+
+        base = replace(self.plain, r=None, tau=1.0)
+        pooled = _Pooled(r=amounts, clamp=True, prop_attn=self.plain.prop_attn, base=base)
+        with torch.inference_mode():
+            apply(twin(self.model), pooled)(self.images)
+        merging = [block for block, amount in enumerate(amounts) if amount]
+        found = dict(zip(merging, pooled.taus, strict=True))
+        return [found.get(block, 1.0) for block in range(self.depth)]
+
+
+def _between(low: tuple[float, float], high: tuple[float, float], step: int) -> float:
+    """Where a line through two (strength, excess cost) crosses 0; the middle at every third step, for safety."""
+    if step % 3 == 2:
+        return (low[0] + high[0]) / 2
+    return low[0] + (high[0] - low[0]) * low[1] / (low[1] - high[1])
+
+
+@dataclass
+class _Pooled(Method):
+    """Removes as many tokens from the whole batch as its budget says, those of all samples that are closest.
+
+    Attributes:
+        taus: the thresholds at which that happened, block by block.
+    """
+
+    base: Any = None
+    taus: list[float] = field(default_factory=list)
+
+    @property
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.base.needs
+
+    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+        assert leave is not None
+        best = self.base.similarity(tokens).amax(1).flatten().sort(descending=True).values
+        least = float(best[min(len(tokens.x_BNC) * leave, len(best) - 1)])
+        self.taus.append(min(max(least, -1.0), BELOW_1))
+        return replace(self.base, tau=self.taus[-1]).plan(tokens, None)

@@ -1,0 +1,78 @@
+"""Training at many budgets: each batch merges by one drawn at random, so that one checkpoint serves them all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from mame_lab.data.samplers import seed_of
+from mame_lab.errors import MameLabError
+from mame_lab.merging import Method, Ward
+from mame_lab.models import apply, family_of, twin
+from mame_lab.training.context import RunContext
+
+
+def callbacks(model: nn.Module, run: RunContext) -> list[Callback]:
+    """What `finetune.budgets` asks for: a `DrawBudgets`, or nothing.
+
+    Raises:
+        MameLabError: a budget is none, or has more tokens leave than the model has sources; or something else that is
+            asked for does not go together with changing budgets.
+    """
+    if run.finetune.budgets is None:
+        return []
+    said = f"finetune.budgets={run.finetune.budgets}"
+    refused = {
+        "compile=true": (run.compile, "each budget would be compiled anew"),
+        f"trainer.strategy={run.trainer.strategy}": (run.trainer.shards, "sharded blocks cannot change how they merge"),
+        "finetune.cache=true": (run.finetune.cache, "what is kept is merged by one budget"),
+        "mame.clamp=true": (run.method.clamp, "a truncated budget is another one"),
+        "mame=off (or mame.r=0)": (_is_off(model, run.method), "there is no method to train with"),
+    }
+    for other, (asked, reason) in refused.items():
+        if asked:
+            raise MameLabError(f"{said} and {other} exclude each other, for {reason}: leave one of the two")
+    if not run.finetune.budgets:
+        raise MameLabError(f"{said} holds none: give values of mame.r, such as [0, 8], or null")
+    trial, methods = twin(model), []
+    for budget in run.finetune.budgets:
+        try:
+            methods.append(run.method.at(budget))
+            apply(trial, methods[-1])
+        except MameLabError as error:
+            raise MameLabError(f"{said}: {error}") from error
+    return [DrawBudgets(methods, run.seed)]
+
+
+class DrawBudgets(Callback):
+    """Draws the method that a training batch merges by: a function of seed, epoch and batch, alike in all processes.
+
+    In validation, and once it is trained, the model merges as it did before.
+
+    Args:
+        methods: what is drawn from, uniformly.
+        seed: of the run.
+    """
+
+    def __init__(self, methods: list[Method], seed: int) -> None:
+        self.methods, self.seed = methods, seed
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.model: Any = pl_module.model
+        self.own = vars(self.model).get("method", Ward(r=0))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        drawn = seed_of(self.seed, trainer.current_epoch, batch_idx) % len(self.methods)
+        apply(self.model, self.methods[drawn])
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        apply(self.model, self.own)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        apply(self.model, self.own)
+
+
+def _is_off(model: nn.Module, method: Method) -> bool:
+    return not method.target and method.schedule_for(len(family_of(model).block_names(model))).off
