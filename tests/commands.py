@@ -34,7 +34,7 @@ BENCHMARK = [override for override in TINY if not override.startswith("speed.")]
 
 # 12 photos from the trunk's cache.
 TRUNK = ["finetune.cache=true", "dataset.batch_size=8", "dataset.augment=none"]
-PHOTOS = ["dataset=natural", "dataset.kind=textures", "dataset.crops=4"]
+PHOTOS = ["dataset=sample_photos", "dataset.kind=textures", "dataset.crops=4"]
 
 # A pipeline of a U-Net of 8 channels, for images of 96 x 64 px in 2 steps.
 SD_MINI = [

@@ -11,7 +11,7 @@ from commands import compose_config, load
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from mame_lab.training.resume import Reseed
+from mame_lab.training.resume import PerStepSeed
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def stopped(monkeypatch):
 
     @contextmanager
     def stop(at: int) -> Iterator[None]:
-        start = Reseed.on_train_batch_start
+        start = PerStepSeed.on_train_batch_start
 
         def before(self, trainer, *arguments):
             if trainer.global_step == at:
@@ -57,7 +57,7 @@ def stopped(monkeypatch):
             start(self, trainer, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(Reseed, "on_train_batch_start", before)
+            patch.setattr(PerStepSeed, "on_train_batch_start", before)
             try:
                 yield
             except StopError:

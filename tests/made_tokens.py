@@ -18,11 +18,11 @@ def plain(x: torch.Tensor, prefix: int = 0, valid: torch.Tensor | None = None) -
     return Tokens(x, x, size_BN1, prefix, valid, x[:, None], x[:, None], x.shape[-1] ** -0.5)
 
 
-def advance(state: MergeState, method: Method, x: torch.Tensor, leave: int | None) -> tuple[torch.Tensor, MergeState]:
+def advance(state: MergeState, method: Method, x: torch.Tensor, r: int | None) -> tuple[torch.Tensor, MergeState]:
     """One step of a state on tokens that are their own inputs, and the keys and queries of one head."""
     attention, key_BHND = Attention(), state.packing.pack(x)[:, None] if state.packing else x[:, None]
     attention.calls.append(Call(key_BHND, key_BHND, x.shape[-1] ** -0.5))
-    return state.merge(method, x, x, attention, leave)
+    return state.merge(method, x, x, attention, r)
 
 
 def copies(prefix: int, kinds: int, patches: int, batch: int = 2) -> torch.Tensor:

@@ -66,7 +66,7 @@ def paper_column(similarities: list[float], tau: float, tolerance: float = 1e-4)
     return [w / sum(weights) for w in weights]
 
 
-def leaving(similarities: dict[int, list[float]], tau: float | None, r: int | None) -> list[int]:
+def removed(similarities: dict[int, list[float]], tau: float | None, r: int | None) -> list[int]:
     """The sources that leave: those above the threshold, or the r closest."""
     if r is None:
         return [s for s, row in similarities.items() if max(row) > tau]

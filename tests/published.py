@@ -55,7 +55,7 @@ def tome(sample: Sample, r: int) -> Step:
     targets, _ = oracle.partition(len(sample.x), sample.prefix)
     similarities = oracle.cosine_similarities(mean_keys(sample), sample.prefix)
     nearest = {s: targets[row.index(max(row))] for s, row in similarities.items()}
-    return Step({s: nearest[s] for s in oracle.leaving(similarities, None, r)}, sample.sizes)
+    return Step({s: nearest[s] for s in oracle.removed(similarities, None, r)}, sample.sizes)
 
 
 def pitome(sample: Sample, r: int, block: int, depth: int) -> Step:

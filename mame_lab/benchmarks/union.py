@@ -1,4 +1,4 @@
-"""What a batch does to its samples where they merge together (`mame.batch=union`): cost and outputs by batch size.
+"""What a batch does to its samples where they merge together (`mame.batching=union`): cost and outputs by batch size.
 
 B batch, M images, K outputs.
 """
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mame_lab.data.datamodule import ImageData
 from mame_lab.measure.cost import gflops
 from mame_lab.measure.precision import converted, prepared
-from mame_lab.models import family_of, unmerged_twin
+from mame_lab.models import family_of, unmerged_copy
 
 BATCH_SIZES = (1, 4, 16, 64)
 
@@ -60,7 +60,7 @@ def rows(model: nn.Module, images: Tensor) -> list[Row]:
     """A row for each of `BATCH_SIZES` that the images (B, 3, H, W) fill; the largest says how many of them count."""
     sizes = [size for size in BATCH_SIZES if size <= len(images)]
     images, trace = images[: sizes[-1]], family_of(model).trace
-    unmerged_gflops = gflops(unmerged_twin(model), images)
+    unmerged_gflops = gflops(unmerged_copy(model), images)
     alone_MK, found = None, []
     for size in sizes:
         outputs, tokens, costs = [], [], []
@@ -79,7 +79,7 @@ def rows(model: nn.Module, images: Tensor) -> list[Row]:
 def table(found: list[Row]) -> Table:
     """A row for each batch size."""
     caption = "A sample merges as far as all of its batch allow. Change: of the outputs, against batch 1."
-    rows = Table(title="What the batch does with mame.batch=union", caption=caption, box=box.HORIZONTALS)
+    rows = Table(title="What the batch does with mame.batching=union", caption=caption, box=box.HORIZONTALS)
     for header in ("batch", "tokens kept", "share of GFLOPs", "change"):
         rows.add_column(header, justify="right")
     for row in found:
@@ -101,5 +101,5 @@ def figure(found: list[Row]) -> Figure:
     for axis in (above, below):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.3)
-    plot.suptitle("mame.batch=union: the same images in batches of different size")
+    plot.suptitle("mame.batching=union: the same images in batches of different size")
     return plot

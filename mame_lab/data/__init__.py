@@ -8,13 +8,13 @@ from mame_lab.data.imagenet import ImageNet
 from mame_lab.data.kinetics import Kinetics400
 from mame_lab.data.moving_digits import MovingDigits
 from mame_lab.data.prompts import Prompts
-from mame_lab.data.sample_photos import Natural
+from mame_lab.data.sample_photos import SamplePhotos
 from mame_lab.data.shards import Shards
 from mame_lab.data.unlabelled import Unlabelled
 
 DATASETS: dict[str, type[ImageDataset | Prompts]] = {
     "digits": Digits,
-    "natural": Natural,
+    "sample_photos": SamplePhotos,
     "cifar10": Cifar10,
     "cifar100": Cifar100,
     "imagefolder": ImageFolder,

@@ -70,10 +70,10 @@ class ImageData(LightningDataModule):
     def __init__(self, dataset: ImageDataset, preprocessing: Preprocessing, seed: int = 0) -> None:
         super().__init__()
         takes = "images" if preprocessing.frames is None else "videos"
-        if dataset.holds != takes:
+        if dataset.modality != takes:
             raise MameLabError(
-                f"dataset={dataset.name} holds {dataset.holds} and the model takes {takes}: choose a dataset of "
-                f"{takes}, or a model that takes {dataset.holds}"
+                f"dataset={dataset.name} holds {dataset.modality} and the model takes {takes}: choose a dataset of "
+                f"{takes}, or a model that takes {dataset.modality}"
             )
         self.dataset = dataset
         self.preprocessing = preprocessing

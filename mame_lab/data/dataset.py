@@ -36,7 +36,7 @@ class ImageDataset(ABC):
     augment: str = "crop_flip"
     min_crop_area: float = 0.35
 
-    holds: ClassVar[str] = "images"
+    modality: ClassVar[str] = "images"
 
     def __post_init__(self) -> None:
         refuse_empty(root=getattr(self, "root", None))
@@ -83,7 +83,7 @@ class VideoDataset(ImageDataset):
     clips: int = 1
     crops: int = 1
 
-    holds: ClassVar[str] = "videos"
+    modality: ClassVar[str] = "videos"
 
     def __post_init__(self) -> None:
         super().__post_init__()

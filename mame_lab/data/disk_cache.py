@@ -29,7 +29,7 @@ def key(traits: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def kept(key: str, make: Callable[[], Tensor]) -> Tensor:
+def cached(key: str, make: Callable[[], Tensor]) -> Tensor:
     """What was made under this key, now or in an earlier run; it says where a file is damaged or cannot be written."""
     path = folder() / f"{key}.safetensors"
     tensors = read(path)

@@ -55,7 +55,7 @@ class LeftOut:
     folders: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
 
-    def tell(self, key: str, root: Path, place: str = "") -> None:
+    def announce(self, key: str, root: Path, place: str = "") -> None:
         """One line in the log, if anything is left out of what `key` names; images lie in this `place`."""
         parts = []
         for kind, paths in (("folder", self.folders), ("file", self.files)):
@@ -160,7 +160,7 @@ def list_splits(root: Path, names: list[str]) -> dict[str, ImageFiles]:
     found = {name: list_images(root / name, left_out) for name in names}
     for folder in {root, *(root / name for name in names)}:
         left_out.files += image_paths(folder, LeftOut())
-    left_out.tell("dataset.root", root, ", directly in a class folder")
+    left_out.announce("dataset.root", root, ", directly in a class folder")
     first, *others = names
     for other in others:
         unshared = sorted(set(found[other].classes) ^ set(found[first].classes))

@@ -52,14 +52,14 @@ class Kinetics400(VideoDataset):
     Labels are numbers of classes in all lists, or, in tables, names in all lists. A class is a line of classes.txt in
     the root, counted from 0. Without that file it is called like its number, or names are numbered by the alphabet.
 
-    A broken video is missing, cannot be decoded, or ends early. With `broken=skip` all videos are decoded once, when
+    A broken video is missing, cannot be decoded, or ends early. With `on_broken=skip` all videos are decoded once, when
     they are first used, and broken ones are then in no split: so order, batches and shares of processes are those of a
     dataset that never had them, none stands in for another, and the result says how many its accuracy leaves out. What
     is found is named in the log and kept in the root's checked.json.
 
     Args:
         root: the folder.
-        broken: what a broken video does: "error" ends the run when it is met, "skip" leaves it out.
+        on_broken: what a broken video does: "error" ends the run when it is met, "skip" leaves it out.
     """
 
     name: str = "kinetics400"
@@ -68,12 +68,12 @@ class Kinetics400(VideoDataset):
     clips: int = 5
     crops: int = 3
     root: str | None = None
-    broken: str = "error"
+    on_broken: str = "error"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.broken not in BROKEN:
-            raise MameLabError(f"dataset.broken={self.broken} is unknown: choose one of {', '.join(BROKEN)}")
+        if self.on_broken not in BROKEN:
+            raise MameLabError(f"dataset.on_broken={self.on_broken} is unknown: choose one of {', '.join(BROKEN)}")
 
     def splits(self) -> Splits:
         root = Path(self.root or "").expanduser()
@@ -89,7 +89,7 @@ class Kinetics400(VideoDataset):
         numbers, classes = _classes(root / "classes.txt", labels)
         videos = {split: [(path, numbers[label]) for path, label in each] for split, each in listed.items()}
         conditions = {"views": f"{self.clips}x{self.crops}"}
-        if self.broken == "skip":
+        if self.on_broken == "skip":
             whole = {split: _whole(root, lists[split], each) for split, each in videos.items()}
             conditions["broken"] = f"{len(videos['val']) - len(whole['val'])} of {len(videos['val'])} left out"
             videos = whole
@@ -145,7 +145,12 @@ def _whole(root: Path, path: Path, videos: Files) -> Files:
         some = "; ".join(f"{video} ({fault})" for video, fault in islice(faults.items(), NAMED))
         more = f"; and more, all in {root / CHECKED}" if len(faults) > NAMED else ""
         log.warning(
-            "dataset.broken=skip leaves out %d of the %d videos of %s: %s%s", len(faults), len(videos), path, some, more
+            "dataset.on_broken=skip leaves out %d of the %d videos of %s: %s%s",
+            len(faults),
+            len(videos),
+            path,
+            some,
+            more,
         )
     whole = [(video, label) for video, label in videos if video not in faults]
     if not whole:

@@ -1,4 +1,4 @@
-"""Cut the photos of `dataset=natural` into a small image folder for `dataset=imagefolder`: which photo is it from?
+"""Cut the photos of `dataset=sample_photos` into a small folder for `dataset=imagefolder`: which photo is it from?
 
 python -m mame_lab.data.make_photos FOLDER     train, val and test share no pixel; FOLDER must be new or empty
 """

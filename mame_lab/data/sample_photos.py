@@ -56,7 +56,7 @@ class Crops:
 
 
 @dataclass
-class Natural(ImageDataset):
+class SamplePhotos(ImageDataset):
     """Random square crops of 16 photos, to see what merging does to natural images; the class is the photo.
 
     Crops of one photo overlap, between splits too: accuracy only says that a photo is recognised, so read the fidelity.
@@ -68,7 +68,7 @@ class Natural(ImageDataset):
         crop_seed: which crops these are.
     """
 
-    name: str = "natural"
+    name: str = "sample_photos"
     num_workers: int | None = 0
     kind: str = "all"
     crops: int = 16
@@ -109,7 +109,7 @@ def read_photo(package: str, filename: str) -> Image:
     except (ModuleNotFoundError, FileNotFoundError) as error:
         distribution = "scikit-image" if package == SKIMAGE else "scikit-learn"
         raise MameLabError(
-            f"dataset=natural needs {filename}, which the installed {distribution} lacks: "
+            f"dataset=sample_photos needs {filename}, which the installed {distribution} lacks: "
             f"install a version of {distribution} that ships it, or choose another dataset"
         ) from error
 

@@ -26,7 +26,7 @@ class Unlabelled(ImageFolder):
         root = dataset_root(self.root, "images")
         left_out = LeftOut()
         images = ImageFiles([(path, 0) for path in image_paths(root, left_out)], [root.name])
-        left_out.tell("dataset.root", root, ", directly in it")
+        left_out.announce("dataset.root", root, ", directly in it")
         if len(images) < 2:
             raise MameLabError(f"dataset.root={root} holds fewer than 2 images: put some directly into it")
         rest, held = stratified_split([0] * len(images), self.val_fraction, self.split_seed)

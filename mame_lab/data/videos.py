@@ -66,7 +66,8 @@ class VideoFile:
             yield
         except Exception as error:  # PyAV meets broken files with FFmpegError, IndexError, TypeError, ...
             raise MameLabError(
-                f"video {self.path} cannot be read ({_reason(error)}): replace or delete it, or set dataset.broken=skip"
+                f"video {self.path} cannot be read ({_reason(error)}): replace or delete it, or set "
+                f"dataset.on_broken=skip"
             ) from error
 
 

@@ -42,8 +42,8 @@ class Comparison(LightningModule):
         self.classifier = classifier
         self.has_classifier = not isinstance(classifier(models["unmerged"]), nn.Identity)
         self.fidelity = nn.ModuleDict({name: Fidelity() for name in models if name != "unmerged"})
-        judge = Hits if self.has_classifier else Features
-        self.judges = nn.ModuleDict({name: judge() for name in models})
+        evaluate_accuracy = Hits if self.has_classifier else Features
+        self.outcomes = nn.ModuleDict({name: evaluate_accuracy() for name in models})
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
         inputs, labels_B = batch
@@ -53,20 +53,20 @@ class Comparison(LightningModule):
             with captured_input(self.classifier(model)) as captured:
                 logits[name] = _over_views([model(view) for view in views])
             features[name] = torch.stack(captured).mean(0)
-            self.judges[name].update((logits if self.has_classifier else features)[name], labels_B)
+            self.outcomes[name].update((logits if self.has_classifier else features)[name], labels_B)
         for name, fidelity in self.fidelity.items():
             classes = (logits[name], logits["unmerged"]) if self.has_classifier else (None, None)
             fidelity.update(*classes, features[name], features["unmerged"])
 
     def hits(self) -> dict[str, Tensor]:
         """hits_M2 of each model by its classifier, see `Hits`."""
-        return {name: judge.compute() for name, judge in self.judges.items()}
+        return {name: evaluate_accuracy.compute() for name, evaluate_accuracy in self.outcomes.items()}
 
     def knn_hits(self, bank: Comparison, num_classes: int) -> dict[str, Tensor]:
         """The same by 20-NN among the features that it gave the images of `bank` (by all, if they are fewer)."""
         hits = {}
-        for name, features in self.judges.items():
-            bank_NC, bank_labels_N = bank.judges[name].compute()
+        for name, features in self.outcomes.items():
+            bank_NC, bank_labels_N = bank.outcomes[name].compute()
             k = min(NEIGHBOURS, len(bank_NC))
             hits[name] = knn_hits(bank_NC, bank_labels_N, *features.compute(), num_classes, k=k)
         return hits
@@ -110,7 +110,7 @@ class Features(Metric):
         return dim_zero_cat(self.features_BC), dim_zero_cat(self.labels_B)
 
 
-def judge(
+def evaluate_accuracy(
     models: dict[str, nn.Module], classifier: Classifier, data: ImageData, trainer: Trainer
 ) -> tuple[dict[str, Tensor], dict[str, Distance]]:
     """hits_M2 of each model on the test images (see `Hits`), and of all but the unmerged one how far it is from that.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mame_lab.measure import flops
-from mame_lab.models import adapts, depends_on_batch, family_of, unmerged_twin
+from mame_lab.models import depends_on_batch, family_of, is_adaptive, unmerged_copy
 
 # Images whose operations `adaptive_gflops` counts unless it is said, and images in a batch in which it follows tokens.
 COUNTED, TRACED = 8, 16
@@ -19,9 +19,9 @@ COUNTED, TRACED = 8, 16
 def gflops(model: nn.Module, images: Tensor) -> float:
     """`flops.gflops` of the whole model, mean over the images; of one image where all cost the same."""
     together = depends_on_batch(model)
-    if adapts(model) and not together and len(images) > COUNTED:
+    if is_adaptive(model) and not together and len(images) > COUNTED:
         return adaptive_gflops(model, images)
-    return flops.gflops(model, images if adapts(model) else images[:1], together)[""]
+    return flops.gflops(model, images if is_adaptive(model) else images[:1], together)[""]
 
 
 def adaptive_gflops(model: nn.Module, images: Tensor, count: int = COUNTED) -> float:
@@ -33,7 +33,7 @@ def adaptive_gflops(model: nn.Module, images: Tensor, count: int = COUNTED) -> f
     half of an odd number of tokens are sources, makes it an approximation.)
     """
     family, schedule = family_of(model), vars(model)["schedule"]
-    first = int(family.trace(unmerged_twin(model), images[:1])[0])
+    first = int(family.trace(unmerged_copy(model), images[:1])[0])
     with torch.no_grad():
         stay_DN = np.concatenate([torch.stack(family.trace(model, x)).cpu().numpy() for x in images.split(TRACED)], 1)
     stay_DN = stay_DN / first

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader
 
 from mame_lab.data.datamodule import ImageData
 from mame_lab.measure import cost, flops, memory, speed
-from mame_lab.measure.comparison import accuracy, changes, check_classes, judge
+from mame_lab.measure.comparison import accuracy, changes, check_classes, evaluate_accuracy
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
 from mame_lab.measure.precision import converted, prepared
 from mame_lab.measure.proportion import Proportion
-from mame_lab.measure.result import Arm, Result
+from mame_lab.measure.result import ModelMeasurement, Result
 from mame_lab.measure.settings import EvaluationSettings, SpeedSettings
-from mame_lab.models import adapts, depends_on_batch, family_of, twin, unmerged_twin
+from mame_lab.models import depends_on_batch, family_of, is_adaptive, shared_copy, unmerged_copy
 from mame_lab.models.compilation import check_compiles, compile_models
 from mame_lab.models.zero_shot import ZeroShotHead
 
@@ -53,8 +53,8 @@ def evaluate(
     if settings.compile:
         check_compiles(model, device)
     model = prepared(model, trainer)
-    models = {"merged": twin(model), "unmerged": unmerged_twin(model)}
-    hits, fidelity = _judge(models, data, trainer, settings)
+    models = {"merged": shared_copy(model), "unmerged": unmerged_copy(model)}
+    hits, fidelity = _accuracy_of(models, data, trainer, settings)
     change = changes(hits["merged"], hits["unmerged"])
     speeds = settings.speed
     images, labels = (converted(tensor, trainer) for tensor in data.sample(speeds.batch_size))
@@ -69,9 +69,9 @@ def evaluate(
         training, train_speedup = _race(steps, len(batch[0]), trainer, speeds)
     forwards = {name: _forward(each.eval(), images) for name, each in models.items()}
     inference, speedup = _race(forwards, len(images), trainer, speeds)
-    uncompiled = {name: twin(each) for name, each in models.items()}  # Its operators can be counted one by one.
+    uncompiled = {name: shared_copy(each) for name, each in models.items()}  # Its operators can be counted one by one.
     arms = {
-        name: Arm(
+        name: ModelMeasurement(
             **accuracy(hits[name]),
             **_cost(each, images, speeds.cost_samples),
             samples_per_s=inference[name].samples_per_s,
@@ -121,26 +121,26 @@ def _conditions(
     )
 
 
-def _judge(
+def _accuracy_of(
     models: Models, data: ImageData, trainer: Trainer, settings: EvaluationSettings
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """hits_M2 of each model, and how far the merged one is from the other."""
     family = family_of(models["merged"])
-    hits, distances = judge(models, family.classifier, data, trainer)
+    hits, distances = evaluate_accuracy(models, family.classifier, data, trainer)
     distance = distances["merged"]
     return hits, {
-        "evaluated_by": _judged_by(family.classifier(models["merged"]), settings),
+        "evaluated_by": _evaluated_by(family.classifier(models["merged"]), settings),
         "agreement": None if distance.agreement is None else Proportion(*distance.agreement),
         "kl": distance.kl,
         "feature_error": distance.feature_error,
     }
 
 
-def _judged_by(classifier: nn.Module, settings: EvaluationSettings) -> str:
+def _evaluated_by(classifier: nn.Module, settings: EvaluationSettings) -> str:
     """What tells the class. A head of class names is zero-shot only as long as nothing before it was trained here."""
     if isinstance(classifier, nn.Identity):
         return "k-NN"
-    untrained = not (settings.trained or settings.model.of_a_run)
+    untrained = not (settings.trained or settings.model.is_checkpoint)
     return "zero-shot" if untrained and isinstance(classifier, ZeroShotHead) else "classifier"
 
 
@@ -190,7 +190,7 @@ def _cost(model: nn.Module, images: Tensor, counted: int) -> dict[str, Any]:
     """Multiply-adds and tokens, mean over the images."""
     with torch.inference_mode():
         tokens = [float(tokens_B.float().mean()) for tokens_B in family_of(model).trace(model, images)]
-    if adapts(model) and not depends_on_batch(model):
+    if is_adaptive(model) and not depends_on_batch(model):
         return {"gflops": cost.adaptive_gflops(model, images, counted), "tokens": tokens}
     alike = images if depends_on_batch(model) else images[:1]
     return {"gflops": flops.gflops(model, alike, depends_on_batch(model))[""], "tokens": tokens}

@@ -19,7 +19,7 @@ from mame_lab.errors import MameLabError
 from mame_lab.measure.figures import merging_figure, owners, tokens_figure, unnormalise
 from mame_lab.measure.precision import converted, prepared
 from mame_lab.merging import Method
-from mame_lab.models import family_of, merges, unmerged_twin
+from mame_lab.models import family_of, merges, unmerged_copy
 
 TRACED = 256  # test images whose tokens are counted, at most
 TITLE = 70  # characters in a line of a title
@@ -55,7 +55,7 @@ def draw(model: nn.Module, data: ImageData, trainer: Trainer, count: int, title:
             for batch in track(traced_by_batch, **bar)
         ]
     owners_by_block = [torch.cat(batches) for batches in zip(*map(owners, plans), strict=True)]
-    unmerged = int(family.trace(unmerged_twin(model), shown[:1])[0])
+    unmerged = int(family.trace(unmerged_copy(model), shown[:1])[0])
     normalisation = family.data_config(model)
     pixels = unnormalise(shown, normalisation["mean"], normalisation["std"])
     title = fill(title, TITLE)

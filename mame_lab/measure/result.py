@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class ModelMeasurement:
     """One side of the comparison. None: not measured."""
 
     gflops: float  # 1e9 multiply-adds a sample, mean
@@ -39,8 +39,8 @@ class Arm:
 class Result:
     """A merged model against the same weights unmerged, measured in the same run. None: not measured."""
 
-    merged: Arm
-    unmerged: Arm
+    merged: ModelMeasurement
+    unmerged: ModelMeasurement
     evaluated_by: Literal["classifier", "zero-shot", "k-NN", "images"]
     feature_error: float | None  # mean shift by merging over the mean distance of unmerged features from their mean
     speedup: float | None  # median over rounds of unmerged over merged time
@@ -110,7 +110,7 @@ class Result:
         try:
             fields = json.loads(text)
             for name in ("merged", "unmerged"):
-                fields[name] = Arm(**_with_parts(fields[name]))
+                fields[name] = ModelMeasurement(**_with_parts(fields[name]))
             fields["conditions"] = Conditions(**fields["conditions"])
             return cls(**_with_parts(fields))
         except (ValueError, TypeError, KeyError) as error:

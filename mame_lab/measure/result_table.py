@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mame_lab.measure.result import Arm, Result
+from mame_lab.measure.result import ModelMeasurement, Result
 
 LEGEND = (
     "[low, high]: 95 % interval, of a change by what differs on the same samples. Agreement: same top-1 class as "
@@ -105,6 +105,6 @@ def number(x: float, separator: str = "") -> str:
     return f"{x:{separator}.{max(0, decimals)}f}"
 
 
-def _tokens(arm: Arm) -> str:
+def _tokens(arm: ModelMeasurement) -> str:
     counts = [f"{tokens:.0f}" for tokens in arm.tokens]
     return f"{counts[0]} in all" if len(set(counts)) == 1 else " ".join(counts)

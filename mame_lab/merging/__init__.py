@@ -16,7 +16,7 @@ from mame_lab.merging.ward import Ward
 
 METHODS: dict[str, type[Method]] = {
     "ward": Ward,
-    "paper": MaMe,
+    "mame": MaMe,
     "tome": ToMe,
     "pitome": PiToMe,
     "tofu": ToFu,

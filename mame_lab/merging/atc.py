@@ -33,21 +33,21 @@ class ATC(Method):
     pairs: ClassVar[bool] = False
     gives_up: ClassVar[frozenset[str]] = frozenset({"graph"})
 
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
         import torch
 
         from mame_lab.merging import matching
         from mame_lab.merging.plan import make_plan
 
-        assert leave is not None  # `schedule_for` refuses to go without a budget.
+        assert r is not None  # `schedule_for` refuses to go without a budget.
         key_BPD = matching.unit(tokens.mean_key()[:, tokens.prefix :]).detach()
         distance_BPP = (1 - key_BPD @ key_BPD.mT).clamp(min=0).nan_to_num().cpu().numpy()
         patches = [key_BPD.shape[1]] * len(key_BPD)
         if tokens.valid_BN is not None:
             patches = (tokens.valid_BN.sum(1) - tokens.prefix).tolist()
         cluster = torch.compiler.disable(merged)  # Else torch.compile looks into scipy.
-        pairs = [cluster(each[:p, :p], leave) for each, p in zip(distance_BPP, patches, strict=True)]
-        pairs_BR2 = torch.tensor(pairs, dtype=torch.long, device=key_BPD.device).view(-1, leave, 2) + tokens.prefix
+        pairs = [cluster(each[:p, :p], r) for each, p in zip(distance_BPP, patches, strict=True)]
+        pairs_BR2 = torch.tensor(pairs, dtype=torch.long, device=key_BPD.device).view(-1, r, 2) + tokens.prefix
         return make_plan(tokens, pairs_BR2[..., 0], pairs_BR2[..., 1])
 
 

@@ -67,8 +67,8 @@ class Attention(TorchFunctionMode):
         super().__exit__(exc_type, exc_value, traceback)
         if exc_type is None and not self.calls:
             raise MameLabError(
-                "methods that look at attention (such as mame=ward and mame=tome) and mame.batch=packed need PyTorch's "
-                "fused attention, which this model does not use: unset TIMM_FUSED_ATTN, or choose mame=paper"
+                "methods that look at attention (such as mame=ward and mame=tome) and mame.batching=packed need "
+                "PyTorch's fused attention, which this model does not use: unset TIMM_FUSED_ATTN, or choose mame=mame"
             )
 
 

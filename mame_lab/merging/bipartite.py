@@ -29,14 +29,14 @@ class Bipartite(Method):
     of a sample whose best target is closest are removed, ties to the lower index.
     """
 
-    restores: ClassVar[bool] = True
+    supports_unet: ClassVar[bool] = True
 
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
         similarity_BTS = self.similarity(tokens)
         best_BS, nearest_BS = similarity_BTS.max(1)  # On a CPU 2 to 4 times faster than argmax.
-        return self.merging(tokens, *self.leaving(best_BS, leave), self.targets(similarity_BTS, nearest_BS))
+        return self.merging(tokens, *self.choose_sources(best_BS, r), self.targets(similarity_BTS, nearest_BS))
 
-    def merging(self, tokens: Tokens, order_BR: Tensor, leaves_BR: Tensor | None, targets: Tensor) -> MergePlan:
+    def merging(self, tokens: Tokens, order_BR: Tensor, removed_BR: Tensor | None, targets: Tensor) -> MergePlan:
         """The plan by which the sources that `leaving` says go to what `targets` says."""
         from mame_lab.merging.plan import make_plan, make_soft_plan
 
@@ -44,9 +44,9 @@ class Bipartite(Method):
         source_BR = source_S[order_BR]
         if targets.dim() == 2:
             target_BR = target_T[targets.gather(1, order_BR)]
-            return make_plan(tokens, source_BR, target_BR, leaves_BR)
+            return make_plan(tokens, source_BR, target_BR, removed_BR)
         W_BTR = targets.gather(2, order_BR[:, None].expand(-1, targets.shape[1], -1))
-        return make_soft_plan(tokens, source_BR, W_BTR, leaves_BR)
+        return make_soft_plan(tokens, source_BR, W_BTR, removed_BR)
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         from mame_lab.merging.grid import windows
@@ -64,7 +64,7 @@ class Bipartite(Method):
         """
         return nearest_BS
 
-    def leaving(self, best_BS: Tensor, leave: int | None) -> tuple[Tensor, Tensor | None]:
+    def choose_sources(self, best_BS: Tensor, r: int | None) -> tuple[Tensor, Tensor | None]:
         """Which sources are removed, by the similarity of each with its nearest target.
 
         Returns:
@@ -72,8 +72,8 @@ class Bipartite(Method):
         """
         from mame_lab.merging import matching
 
-        assert leave is not None  # `schedule_for` refuses to go without a budget.
-        return matching.highest(best_BS, leave), None
+        assert r is not None  # `schedule_for` refuses to go without a budget.
+        return matching.highest(best_BS, r), None
 
 
 @dataclass
@@ -83,7 +83,7 @@ class Adaptive(Bipartite):
     Args:
         tau: similarity above which tokens merge, from -1 to 1; 1 is off. A list has one entry for each block of the
             model. Without `r` or a target, None becomes `default_tau`, if the method has one.
-        batch: what adaptive merging does with samples that lose different numbers of tokens: `per_sample` pads the
+        batching: what adaptive merging does with samples that lose different numbers of tokens: `per_sample` pads the
             shorter ones, a result never depends on the batch; `packed` computes the same, but runs the batch as one
             sequence without padding (while any of the model trains, it pads); `union` (as published) keeps a source in
             all samples as soon as one needs it.
@@ -94,17 +94,17 @@ class Adaptive(Bipartite):
     """
 
     tau: Any = None
-    batch: str = "per_sample"
+    batching: str = "per_sample"
 
-    adaptive: ClassVar[bool] = True
+    has_threshold: ClassVar[bool] = True
     default_tau: ClassVar[float | None]
 
     def __post_init__(self) -> None:
         self.tau = plain(self.tau)
         super().__post_init__()
-        if self.r is None and self.tau is None and not self.target:
+        if self.r is None and self.tau is None and not self.has_target:
             self.tau = self.default_tau
-        if self.schedule is not None and self.r is None and not self.target and not isinstance(self.tau, list):
+        if self.schedule is not None and self.r is None and not self.has_target and not isinstance(self.tau, list):
             raise MameLabError(
                 f"mame.schedule={self.schedule} shares out a budget or a target: set mame.r, mame.flops or mame.speedup"
             )
@@ -116,23 +116,23 @@ class Adaptive(Bipartite):
             )
         if isinstance(self.tau, list):
             self._check_list()
-        if self.batch not in BATCHES:
-            raise MameLabError(f"mame.batch={self.batch} is not known: choose from {', '.join(BATCHES)}")
+        if self.batching not in BATCHES:
+            raise MameLabError(f"mame.batching={self.batching} is not known: choose from {', '.join(BATCHES)}")
         self._check_read()
 
     def _check_read(self) -> None:
         """Raise MameLabError for a setting that nothing reads beside the others."""
-        solved = self.target and self.schedule == "adaptive"
-        if self.batch != "per_sample" and not (solved or (self.adapts and not self.target)):
+        solved = self.has_target and self.solve == "adaptive"
+        if self.batching != "per_sample" and not (solved or (self.is_adaptive and not self.has_target)):
             raise MameLabError(
-                f"mame.batch={self.batch} is for adaptive merging, and without mame.tau, or a target with "
-                f"mame.schedule=adaptive, every image loses the same number of tokens: leave it out"
+                f"mame.batching={self.batching} is for adaptive merging, and without mame.tau, or a target with "
+                f"mame.solve=adaptive, every image loses the same number of tokens: leave it out"
             )
-        if self.clamp and (solved or not (self.target or self.r is not None)):
+        if self.clamp and (solved or not (self.has_target or self.r is not None)):
             raise MameLabError("mame.clamp=true truncates a budget, and here is none: set mame.r, or leave it out")
         if self.tau is not None and solved:
             raise MameLabError(
-                f"mame.tau={self.tau} and mame.schedule=adaptive exclude each other, for the thresholds are solved "
+                f"mame.tau={self.tau} and mame.solve=adaptive exclude each other, for the thresholds are solved "
                 f"for: leave one of the two"
             )
 
@@ -145,20 +145,20 @@ class Adaptive(Bipartite):
                 )
 
     @property
-    def adapts(self) -> bool:
+    def is_adaptive(self) -> bool:
         return self.r is None and self.tau is not None
 
     @property
     def depends_on_batch(self) -> bool:
-        return self.adapts and self.batch == "union"
+        return self.is_adaptive and self.batching == "union"
 
     @property
     def packed(self) -> bool:
-        return self.adapts and self.batch == "packed"
+        return self.is_adaptive and self.batching == "packed"
 
-    def at(self, r: Any, **changes: Any) -> Self:
+    def with_budget(self, r: Any, **changes: Any) -> Self:
         """As `Method.at`; a threshold stays where it only says how a source is spread. `batch` is that of a budget."""
-        return super().at(r, tau=None if self.adapts else self.tau, batch="per_sample", **changes)
+        return super().with_budget(r, tau=None if self.is_adaptive else self.tau, batching="per_sample", **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
         if isinstance(self.tau, list):
@@ -171,15 +171,15 @@ class Adaptive(Bipartite):
             return Schedule((0,) * depth)
         return super().schedule_for(depth)
 
-    def of_block(self, block: int, depth: int) -> Adaptive:
+    def for_block(self, block: int, depth: int) -> Adaptive:
         return replace(self, tau=self.tau[block]) if isinstance(self.tau, list) else self
 
-    def leaving(self, best_BS: Tensor, leave: int | None) -> tuple[Tensor, Tensor | None]:
-        if leave is not None:
-            return super().leaving(best_BS, leave)
+    def choose_sources(self, best_BS: Tensor, r: int | None) -> tuple[Tensor, Tensor | None]:
+        if r is not None:
+            return super().choose_sources(best_BS, r)
         assert self.tau is not None
-        leaves_BS = best_BS > self.tau
-        if self.batch == "union":
-            leaves_BS = leaves_BS & leaves_BS.all(0)
-        leaves_BR, order_BR = leaves_BS.sort(dim=1, descending=True, stable=True)
-        return order_BR, leaves_BR
+        removed_BS = best_BS > self.tau
+        if self.batching == "union":
+            removed_BS = removed_BS & removed_BS.all(0)
+        removed_BR, order_BR = removed_BS.sort(dim=1, descending=True, stable=True)
+        return order_BR, removed_BR

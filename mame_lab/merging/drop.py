@@ -25,13 +25,13 @@ class Drop(Method):
     random: ClassVar[bool] = True
     gives_up: ClassVar[frozenset[str]] = frozenset({"copies", "sizes", "mass"})
 
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
         import torch
 
         from mame_lab.merging import matching
         from mame_lab.merging.plan import make_plan
 
-        assert leave is not None  # `schedule_for` refuses to go without a budget.
+        assert r is not None  # `schedule_for` refuses to go without a budget.
         _, source_S = tokens.places()
         score_BS = torch.rand(tokens.x_BNC.shape[0], len(source_S), device=source_S.device)
-        return make_plan(tokens, source_S[matching.highest(score_BS, leave)], None)
+        return make_plan(tokens, source_S[matching.highest(score_BS, r)], None)

@@ -33,15 +33,15 @@ class EViT(Method):
     pairs: ClassVar[bool] = False
     gives_up: ClassVar[frozenset[str]] = frozenset({"copies", "mass"})
 
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
         from mame_lab.merging import matching
         from mame_lab.merging.plan import make_plan
 
-        assert leave is not None  # `schedule_for` refuses to go without a budget.
+        assert r is not None  # `schedule_for` refuses to go without a budget.
         attention_BN = tokens.class_attention().clamp(min=1e-12)
         score_BN = -attention_BN
         if tokens.valid_BN is not None:
             score_BN = score_BN.masked_fill(~tokens.valid_BN, float("-inf"))
-        order_BR = matching.highest(score_BN[:, tokens.prefix :], leave + 1) + tokens.prefix
-        target_BR = order_BR[:, leave:].expand(-1, leave)
-        return make_plan(tokens, order_BR[:, :leave], target_BR, weight_BN1=attention_BN[..., None])
+        order_BR = matching.highest(score_BN[:, tokens.prefix :], r + 1) + tokens.prefix
+        target_BR = order_BR[:, r:].expand(-1, r)
+        return make_plan(tokens, order_BR[:, :r], target_BR, weight_BN1=attention_BN[..., None])

@@ -29,7 +29,7 @@ class MaMe(Adaptive):
         method, r, blocks, prop_attn, clamp, batch: see `Adaptive`.
     """
 
-    method: str = "paper"
+    method: str = "mame"
     default_tau: ClassVar[float] = 0.97
 
     def similarity(self, tokens: Tokens) -> Tensor:

@@ -36,20 +36,20 @@ class MCTF(Method):
     gives_up: ClassVar[frozenset[str]] = frozenset({"copies", "mass"})
     temperatures: ClassVar[tuple[float, float]] = 20, 40
 
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
         import torch
 
         from mame_lab.merging import matching
         from mame_lab.merging.plan import make_plan
 
-        assert leave is not None  # `schedule_for` refuses to go without a budget.
+        assert r is not None  # `schedule_for` refuses to go without a budget.
         attention_BN1 = tokens.attention_received()[..., None].clamp(min=1e-12)
         score_BTS = matching.attraction(attention_BN1, tokens, *self.temperatures)
         best_BS, nearest_BS = score_BTS.max(1)
-        there_BR = matching.highest(best_BS, leave // 2)
+        there_BR = matching.highest(best_BS, r // 2)
         gone_BS = torch.zeros_like(best_BS, dtype=torch.bool).scatter(1, there_BR, 1)
         best_BT, nearest_BT = score_BTS.masked_fill(gone_BS[:, None], float("-inf")).max(2)
-        back_BR = matching.highest(best_BT, leave - leave // 2)
+        back_BR = matching.highest(best_BT, r - r // 2)
 
         target_T, source_S = tokens.places()
         into_BT = target_T.expand_as(best_BT).scatter(1, back_BR, source_S[nearest_BT.gather(1, back_BR)])

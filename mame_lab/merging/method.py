@@ -29,6 +29,10 @@ CONTRACTS = {
 }
 
 
+# What a target is solved to.
+SOLVES = ("arithmetic", "adaptive")
+
+
 @dataclass
 class Method(ABC):
     """A way to merge tokens; the `mame` group of the configuration.
@@ -39,12 +43,13 @@ class Method(ABC):
             (rounded down), or a list with one entry for each block of the model.
         flops: instead of `r`, the share of the unmerged model's multiply-adds to come down to, in (0, 1).
         speedup: instead, how many times faster than the unmerged model to become.
-        schedule: how the tokens that leave are shared out over the merging blocks. `constant`: `r` in each (the default
+        schedule: how the removed tokens are shared out over the merging blocks. `constant`: `r` in each (the default
             with `r`); `linear`: falling from 2 r to 0, as ToMe proposes; `diffrate`: by the rates that DiffRate learned
             for DeiT-S (see `schedule.DIFFRATE`). With a target also `geometric`, its default: the same share of the
             tokens that are present in every block, from later blocks on the lighter the budget is (see
-            `geometric_blocks`); `adaptive`: a threshold `tau` for every block, by which images lose as many tokens on
-            average.
+            `geometric_blocks`).
+        solve: what a target is solved to. `arithmetic`, the default: so many tokens in each block; `adaptive`: a
+            threshold `tau` for each block, by which images lose as many tokens on average.
         blocks: where to merge: the first n blocks or a list of indices. None: where the method is published (`places`);
             in all of them where the schedule is linear or diffrate; where it is geometric or adaptive, see
             `geometric_blocks`.
@@ -70,12 +75,13 @@ class Method(ABC):
     flops: float | None = None
     speedup: float | None = None
     schedule: str | None = None
+    solve: str | None = None
     blocks: Any = None
     prop_attn: bool = True
     clamp: bool = False
     grid: Grid = field(default_factory=Grid)
 
-    adaptive: ClassVar[bool] = False
+    has_threshold: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
     needs_class_token: ClassVar[bool] = False
     places: ClassVar[str] = "two thirds"
@@ -83,7 +89,7 @@ class Method(ABC):
     pairs: ClassVar[bool] = True
     gives_up: ClassVar[frozenset[str]] = frozenset()
     random: ClassVar[bool] = False
-    restores: ClassVar[bool] = False
+    supports_unet: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for key in ("r", "flops", "speedup", "blocks", "prop_attn", "clamp"):
@@ -108,6 +114,7 @@ class Method(ABC):
         if is_int(self.blocks) and self.blocks < 0:
             raise MameLabError(f"mame.blocks={self.blocks} is negative: give the number of blocks that merge")
         self._check_target()
+        self._check_solve()
 
     def _check_target(self) -> None:
         given = [
@@ -121,20 +128,34 @@ class Method(ABC):
             )
         if self.speedup is not None and not (is_number(self.speedup) and self.speedup > 1):
             raise MameLabError(f"mame.speedup={self.speedup!r} is out of range or no number: give a factor above 1")
-        choices = ("geometric", *SHAPES, "adaptive") if self.target else tuple(SHAPES)
+        choices = ("geometric", *SHAPES) if self.has_target else tuple(SHAPES)
+        if self.schedule == "adaptive":
+            raise MameLabError("mame.schedule=adaptive is called mame.solve=adaptive now: write that")
         if self.schedule is not None and self.schedule not in choices:
-            unless = "" if self.target else " (geometric and adaptive need mame.flops or mame.speedup)"
+            unless = "" if self.has_target else " (geometric needs mame.flops or mame.speedup)"
             raise MameLabError(
                 f"mame.schedule={self.schedule} is not known here: choose from {', '.join(choices)}{unless}"
             )
 
+    def _check_solve(self) -> None:
+        if self.solve is None:
+            return
+        if self.solve not in SOLVES:
+            raise MameLabError(f"mame.solve={self.solve} is not known: choose from {', '.join(SOLVES)}")
+        if not self.has_target:
+            raise MameLabError(f"mame.solve={self.solve} says how a target is met: set mame.flops or mame.speedup")
+        if self.solve == "adaptive" and not self.has_threshold:
+            raise MameLabError(
+                f"mame.solve=adaptive is not for mame={self.method}, which has no threshold: leave it out"
+            )
+
     @property
-    def target(self) -> bool:
+    def has_target(self) -> bool:
         """Whether the schedule is still to be solved for (`mame_lab.solve`)."""
         return self.flops is not None or self.speedup is not None
 
     @property
-    def adapts(self) -> bool:
+    def is_adaptive(self) -> bool:
         """Whether the number of tokens that are removed depends on the input: a threshold decides."""
         return False
 
@@ -148,7 +169,7 @@ class Method(ABC):
         """Whether a batch runs as one sequence of the tokens of all its samples."""
         return False
 
-    def at(self, r: Any, **changes: Any) -> Self:
+    def with_budget(self, r: Any, **changes: Any) -> Self:
         """The same method with one budget for all blocks in the place of whatever says how much merges.
 
         It merges in the same blocks and by the same schedule, except in the place of a list, a threshold or no setting
@@ -167,15 +188,15 @@ class Method(ABC):
 
     def schedule_for(self, depth: int) -> Schedule:
         """The tokens that leave in each of `depth` blocks."""
-        if self.target:
+        if self.has_target:
             raise MameLabError("mame.flops and mame.speedup are targets: apply what mame_lab.solve makes of them")
-        if self.r is None and not self.adaptive:
+        if self.r is None and not self.has_threshold:
             raise MameLabError(f"mame={self.method} needs a budget: set mame.r, mame.flops or mame.speedup")
         clamp = self.clamp or self.truncates
         schedule = make_schedule(self.r, self.blocks, depth, clamp, self.schedule or "constant", self.places)
         return replace(schedule, pairs=self.pairs)
 
-    def of_block(self, block: int, depth: int) -> Method:
+    def for_block(self, block: int, depth: int) -> Method:
         """The method as the block with this index of so many is given it."""
         return self
 
@@ -186,12 +207,12 @@ class Method(ABC):
         return f"{self.method}({', '.join(said)})"
 
     @abstractmethod
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
         """Which tokens become which, in one merge step.
 
         Args:
             tokens: what enters the step.
-            leave: tokens that leave in every sample; None: the method decides.
+            r: tokens that leave in every sample; None: the method decides.
         """
 
     def check_sequences(self, model: str, class_token: bool) -> None:

@@ -36,21 +36,21 @@ class PiToMe(Method):
     margin: ClassVar[float] = 0.9
     early: ClassVar[bool] = True
 
-    def of_block(self, block: int, depth: int) -> Self:
+    def for_block(self, block: int, depth: int) -> Self:
         method = copy(self)
         vars(method).update(margin=self.margin * (1 - block / depth), early=2 * block < depth)
         return method
 
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
         from torch.nn.functional import elu
 
         from mame_lab.merging import matching
         from mame_lab.merging.plan import make_plan, take
 
-        assert leave is not None  # `schedule_for` refuses to go without a budget.
+        assert r is not None  # `schedule_for` refuses to go without a budget.
         key_BPD = matching.unit(tokens.mean_key()[:, tokens.prefix :])
         energy_BP = matching.patch_mean(elu(key_BPD @ key_BPD.mT - self.margin), tokens)
-        order_BQ = matching.highest(energy_BP, key_BPD.shape[1] if self.early else 2 * leave)
+        order_BQ = matching.highest(energy_BP, key_BPD.shape[1] if self.early else 2 * r)
         a_BQ, b_BQ = order_BQ[:, ::2], order_BQ[:, 1::2]
         similarity_BQQ = take(key_BPD, a_BQ) @ take(key_BPD, b_BQ).mT
         if tokens.valid_BN is not None:
@@ -58,6 +58,6 @@ class PiToMe(Method):
             both_BQQ = valid_BP.gather(1, a_BQ)[:, :, None] & valid_BP.gather(1, b_BQ)[:, None]
             similarity_BQQ = similarity_BQQ.masked_fill(~both_BQQ, float("-inf"))
         best_BQ, nearest_BQ = similarity_BQQ.max(2)
-        chosen_BR = matching.highest(best_BQ, leave)
+        chosen_BR = matching.highest(best_BQ, r)
         target_BR = b_BQ.gather(1, nearest_BQ.gather(1, chosen_BR))
         return make_plan(tokens, a_BQ.gather(1, chosen_BR) + tokens.prefix, target_BR + tokens.prefix)

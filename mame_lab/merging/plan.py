@@ -167,7 +167,7 @@ def make_plan(
     tokens: Tokens,
     source_BR: Tensor,
     target_BR: Tensor | None,
-    leaves_BR: Tensor | None = None,
+    removed_BR: Tensor | None = None,
     weight_BN1: Tensor | None = None,
 ) -> HardPlan:
     """The plan by which some tokens are merged into others.
@@ -180,7 +180,7 @@ def make_plan(
             costs one synchronisation with the device. None: all R are removed from every sample, and shapes are static.
         weight_BN1: see `HardPlan`.
     """
-    layout = _lay_out(tokens, source_BR, target_BR, leaves_BR)
+    layout = _lay_out(tokens, source_BR, target_BR, removed_BR)
     row_BR = None
     if target_BR is not None:
         row_BR = layout.row_BN.gather(1, layout.source_BR)
@@ -199,7 +199,7 @@ def make_plan(
     )
 
 
-def make_soft_plan(tokens: Tokens, source_BR: Tensor, W_BTR: Tensor, leaves_BR: Tensor | None = None) -> SoftPlan:
+def make_soft_plan(tokens: Tokens, source_BR: Tensor, W_BTR: Tensor, removed_BR: Tensor | None = None) -> SoftPlan:
     """The plan by which some tokens are spread over the targets of `Tokens.split`, none of which is removed.
 
     Args:
@@ -207,7 +207,7 @@ def make_soft_plan(tokens: Tokens, source_BR: Tensor, W_BTR: Tensor, leaves_BR: 
         W_BTR: how each source is spread over all targets: columns that sum to 1. Those of sources that stay do not
             count.
     """
-    layout = _lay_out(tokens, source_BR, None, leaves_BR)
+    layout = _lay_out(tokens, source_BR, None, removed_BR)
     kept, removed = layout.index_BK.shape[1], layout.source_BR.shape[1]
     W_BTR = W_BTR[..., :removed].to(_precise(tokens.x_BNC))
     here_BR = torch.arange(kept, kept + removed, device=source_BR.device).expand_as(layout.source_BR)
@@ -240,21 +240,21 @@ class _Layout(NamedTuple):
     valid_BK: Tensor | None
 
 
-def _lay_out(tokens: Tokens, source_BR: Tensor, target_BR: Tensor | None, leaves_BR: Tensor | None) -> _Layout:
+def _lay_out(tokens: Tokens, source_BR: Tensor, target_BR: Tensor | None, removed_BR: Tensor | None) -> _Layout:
     batch, n, removed = *tokens.x_BNC.shape[:2], source_BR.shape[1]
     here_BN = torch.arange(n, device=source_BR.device).expand(batch, -1)
     into_BR = torch.full_like(source_BR, -1) if target_BR is None else target_BR
-    into_BR = into_BR if leaves_BR is None else into_BR.where(leaves_BR, source_BR)
+    into_BR = into_BR if removed_BR is None else into_BR.where(removed_BR, source_BR)
     into_BN = here_BN.scatter(1, source_BR, into_BR)
     stays_BN = into_BN == here_BN
     stays_BN = stays_BN if tokens.valid_BN is None else stays_BN & tokens.valid_BN
     count_BN = stays_BN.cumsum(1)
     kept_B, kept, padded = count_BN[:, -1], n - removed, tokens.valid_BN is not None
-    if leaves_BR is not None and batch:
-        counts = torch.stack([kept_B.min(), kept_B.max(), leaves_BR.sum(1).max()])
+    if removed_BR is not None and batch:
+        counts = torch.stack([kept_B.min(), kept_B.max(), removed_BR.sum(1).max()])
         fewest, kept, removed = counts.tolist()
         padded = fewest < kept
-        source_BR, leaves_BR = source_BR[:, :removed], leaves_BR[:, :removed]
+        source_BR, removed_BR = source_BR[:, :removed], removed_BR[:, :removed]
     if target_BR is None:
         row_BN = torch.where(stays_BN, count_BN - 1, kept)
     else:
@@ -262,7 +262,7 @@ def _lay_out(tokens: Tokens, source_BR: Tensor, target_BR: Tensor | None, leaves
         row_BN = row_BN if tokens.valid_BN is None else row_BN.where(tokens.valid_BN, kept)
     index_BK = here_BN.new_zeros(batch, kept + 1).scatter(1, count_BN * stays_BN, here_BN)[:, 1:]
     valid_BK = torch.arange(kept, device=kept_B.device) < kept_B[:, None] if padded else None
-    return _Layout(row_BN, index_BK, source_BR, leaves_BR, valid_BK)
+    return _Layout(row_BN, index_BK, source_BR, removed_BR, valid_BK)
 
 
 def take(x_BNC: Tensor, index_BK: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Schedule:
         """Whether no block merges."""
         return all(amount == 0 for amount in self.amounts)
 
-    def leaving(self, block: int, patches: int, sources: int | None = None) -> int | None:
+    def removed(self, block: int, patches: int, sources: int | None = None) -> int | None:
         """The number of tokens that leave in a block which `patches` patch tokens enter.
 
         Args:
@@ -87,18 +87,18 @@ class Schedule:
 
         With `warn`, what results is logged where `clamp` truncated, and where no tokens leave at all.
         """
-        leaving, truncated = [], False
+        removed, truncated = [], False
         for block in range(len(self.amounts)):
-            leaving.append(self.leaving(block, patches))
-            truncated |= leaving[-1] != self._asked(block, patches)
-            patches -= leaving[-1] or 0
+            removed.append(self.removed(block, patches))
+            truncated |= removed[-1] != self._asked(block, patches)
+            patches -= removed[-1] or 0
         if truncated and warn:
-            log.warning("mame.r is truncated to %s, for some blocks have fewer tokens that can be removed", leaving)
-        elif warn and not self.off and all(amount == 0 for amount in leaving):
+            log.warning("mame.r is truncated to %s, for some blocks have fewer tokens that can be removed", removed)
+        elif warn and not self.off and all(amount == 0 for amount in removed):
             log.warning(
                 "mame.r=%s merges nowhere: of %d patch tokens that is none, rounded down", self.amounts, patches
             )
-        return leaving
+        return removed
 
     def _asked(self, block: int, patches: int) -> int | None:
         """The tokens that are to leave; a fraction is rounded down as its decimal digits say (0.29 of 100 is 29)."""
@@ -161,8 +161,8 @@ def make_schedule(
 
 def over_blocks(amounts: list, blocks: list[int], depth: int, clamp: bool = False) -> Schedule:
     """The schedule of `depth` blocks in which the given ones merge these amounts, in the order of depth."""
-    of_block = dict(zip(sorted(blocks), amounts, strict=True))
-    return Schedule(tuple(of_block.get(block, 0) for block in range(depth)), clamp)
+    for_block = dict(zip(sorted(blocks), amounts, strict=True))
+    return Schedule(tuple(for_block.get(block, 0) for block in range(depth)), clamp)
 
 
 def shaped(r: float, shape: str, blocks: int) -> list[int | float]:

@@ -69,7 +69,7 @@ class MergeState(NamedTuple):
     plans: tuple[MergePlan, ...] = ()
 
     def merge(
-        self, method: Method, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None, leave: int | None
+        self, method: Method, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None, r: int | None
     ) -> tuple[Tensor, MergeState]:
         """One merge step.
 
@@ -78,7 +78,7 @@ class MergeState(NamedTuple):
             x_BNC: the tokens between attention and MLP.
             input_BNC: what attention was given.
             attention: what `attention` gave, where it captured what the method needs.
-            leave: tokens that leave in every sample; None: the method decides.
+            r: tokens that leave in every sample; None: the method decides.
 
         Returns:
             The tokens that remain, and the state after the step.
@@ -86,16 +86,16 @@ class MergeState(NamedTuple):
         Raises:
             MameLabError: torch.jit.trace would keep what follows from the values of one batch.
         """
-        if leave == 0:
+        if r == 0:
             return x_BNC, self
         tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        if tracing and (leave is None or "graph" in method.gives_up):
+        if tracing and (r is None or "graph" in method.gives_up):
             raise MameLabError(
                 f"torch.jit.trace would keep what mame={method} decides for one batch: set a budget of another method "
                 f"than atc, such as mame=ward mame.r=8"
             )
         tokens = self._tokens(method, x_BNC, input_BNC, attention)
-        plan, x_BKC, size_BK1, bias_B11K = merge_step(method, tokens, leave)
+        plan, x_BKC, size_BK1, bias_B11K = merge_step(method, tokens, r)
         packing = None
         if self.pack and plan.valid_BK is not None and bias_B11K is not None:
             packing = make_packing(plan.valid_BK, bias_B11K)
@@ -161,10 +161,10 @@ class MergeState(NamedTuple):
         return self.unpack(key_BHND.transpose(1, 2).flatten(2)).unflatten(2, (key_BHND.shape[1], -1)).transpose(1, 2)
 
 
-def merge_step(method: Method, tokens: Tokens, leave: int | None) -> tuple[MergePlan, Tensor, Tensor, Tensor | None]:
+def merge_step(method: Method, tokens: Tokens, r: int | None) -> tuple[MergePlan, Tensor, Tensor, Tensor | None]:
     """All that one merge step computes: the plan, the tokens after it, their sizes, and the attention bias."""
     with full_precision(tokens.x_BNC):
-        plan = method.plan(tokens, leave)
+        plan = method.plan(tokens, r)
         x_BKC, size_BK1 = plan.merge(tokens.x_BNC, tokens.size_BN1)
         bias_B11K = attention_bias(size_BK1, plan.valid_BK, method.prop_attn)
     return plan, x_BKC, size_BK1, None if bias_B11K is None else bias_B11K.to(x_BKC.dtype)

@@ -32,17 +32,17 @@ class ToFu(ToMe):
     gives_up: ClassVar[frozenset[str]] = frozenset({"mass"})
     early: ClassVar[bool] = True
 
-    def of_block(self, block: int, depth: int) -> ToFu:
+    def for_block(self, block: int, depth: int) -> ToFu:
         method = copy(self)
         vars(method)["early"] = block < depth // 2
         return method
 
-    def merging(self, tokens: Tokens, order_BR: Tensor, leaves_BR: Tensor | None, targets: Tensor) -> HardPlan:
+    def merging(self, tokens: Tokens, order_BR: Tensor, removed_BR: Tensor | None, targets: Tensor) -> HardPlan:
         import torch
 
         from mame_lab.merging.plan import HardPlan
 
-        plan = super().merging(tokens, order_BR, leaves_BR, targets)
+        plan = super().merging(tokens, order_BR, removed_BR, targets)
         assert isinstance(plan, HardPlan)  # Targets are not spread.
         if not self.early:
             return plan._replace(largest_norm=True)

@@ -27,7 +27,7 @@ class ToMe(Bipartite):
     needs: ClassVar[frozenset[str]] = frozenset({"keys"})
     places: ClassVar[str] = "all"
     truncates: ClassVar[bool] = True
-    restores: ClassVar[bool] = False
+    supports_unet: ClassVar[bool] = False
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching

@@ -28,12 +28,12 @@ class ToMeSD(Method):
     method: str = "tomesd"
     prop_attn: bool = False
 
-    restores: ClassVar[bool] = True
+    supports_unet: ClassVar[bool] = True
 
     def check_sequences(self, model: str, class_token: bool) -> NoReturn:
         raise MameLabError("mame=tomesd merges in U-Nets only: choose tome for a vision transformer")
 
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
+    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
         self.check_sequences("vision transformer", class_token=False)
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:

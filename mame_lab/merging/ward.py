@@ -81,7 +81,7 @@ class Ward(Adaptive):
         return (tokens.size_BN1 * attention_BN1 * size_B11 / attention_B11) ** 0.25
 
     def schedule_for(self, depth: int) -> Schedule:
-        if self.r is None and not self.adapts and not self.target:
+        if self.r is None and not self.is_adaptive and not self.has_target:
             blocks = geometric_blocks(depth, KEPT) if self.blocks is None else merging_blocks(self.blocks, depth)
             return over_blocks([min(1 - KEPT ** (1 / len(blocks)), 0.5) for _ in blocks], blocks, depth)
         schedule = super().schedule_for(depth)

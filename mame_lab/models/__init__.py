@@ -50,7 +50,7 @@ def load(settings: ModelSettings, stored: Checkpoint | None = None) -> nn.Module
         MameLabError: an unknown name, weights that cannot be fetched or read, or a file of another model.
     """
     module = family(settings.family)
-    if settings.of_a_run:
+    if settings.is_checkpoint:
         stored = stored or checkpoint.read(str(settings.weights), "model.weights")
         settings = replace(settings, weights=None)
     if stored is None:
@@ -134,20 +134,20 @@ def depends_on_batch(model: nn.Module) -> bool:
     return method is not None and method.depends_on_batch
 
 
-def adapts(model: nn.Module) -> bool:
+def is_adaptive(model: nn.Module) -> bool:
     """Whether the number of tokens that leave depends on the images."""
     method = vars(model).get("method")
-    return method is not None and method.adapts
+    return method is not None and method.is_adaptive
 
 
-def twin(model: nn.Module) -> nn.Module:
+def shared_copy(model: nn.Module) -> nn.Module:
     """A copy that shares all parameters and buffers."""
     return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
-def unmerged_twin(model: nn.Module) -> nn.Module:
+def unmerged_copy(model: nn.Module) -> nn.Module:
     """The same model without merging, which shares all parameters and buffers."""
-    return remove(twin(model))
+    return remove(shared_copy(model))
 
 
 def unmerged_snapshot(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mame_lab.errors import MameLabError
+from mame_lab.models.renames import upgraded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,4 +48,4 @@ def read(path: str | Path, key: str = "ckpt") -> Checkpoint:
     state = {
         name.removeprefix("model."): value for name, value in content["state_dict"].items() if name.startswith("model.")
     }
-    return Checkpoint(Path(path), key, content["config"], state, content["global_step"])
+    return Checkpoint(Path(path), key, upgraded(config), state, content["global_step"])

@@ -49,6 +49,6 @@ class ModelSettings:
             raise MameLabError(f"model.threads={self.threads}: set it to 1 or more")
 
     @property
-    def of_a_run(self) -> bool:
+    def is_checkpoint(self) -> bool:
         """Whether the weights are those of a run of train.py."""
         return self.weights is not None and self.weights.lower().endswith(".ckpt")

@@ -33,7 +33,7 @@ class Sample(NamedTuple):
         return Sample(self.x_NC.cpu(), *(None if tensor is None else tensor.cpu() for tensor in self[1:]))
 
 
-class Halfway(NamedTuple):
+class BlockInput(NamedTuple):
     """What of a batch enters a stage. A model from a family's `staged` gives it (`halfway`), and takes it as input.
 
     Plans are not part of it: they restore the full sequence, which no logits need; `origin_BN` says where tokens lie.
@@ -78,15 +78,15 @@ class Halfway(NamedTuple):
             )
 
 
-def join(stage: int, samples: list[Sample]) -> Halfway:
+def join(stage: int, samples: list[Sample]) -> BlockInput:
     """The samples as one batch, the shorter ones padded."""
     x_SNC, size_SN1, origin_SN = (list(column) for column in zip(*samples, strict=True))
     x_BNC = pad_sequence(x_SNC, batch_first=True)
     if size_SN1[0] is None:
-        return Halfway(stage, x_BNC)
+        return BlockInput(stage, x_BNC)
     lengths_S1 = torch.tensor([len(x_NC) for x_NC in x_SNC])[:, None]
     padded = bool(lengths_S1.min() < lengths_S1.max())
-    return Halfway(
+    return BlockInput(
         stage,
         x_BNC,
         pad_sequence(size_SN1, batch_first=True),
@@ -95,7 +95,7 @@ def join(stage: int, samples: list[Sample]) -> Halfway:
     )
 
 
-def first_trained(staged: nn.Module, depth: int, x: Tensor) -> int:
+def first_trained(split_model: nn.Module, depth: int, x: Tensor) -> int:
     """The first stage that holds what trains; -1 if something before all blocks does.
 
     Args:
@@ -103,8 +103,8 @@ def first_trained(staged: nn.Module, depth: int, x: Tensor) -> int:
         x: an input of it, the batch of any size.
     """
     with torch.enable_grad():
-        return next((stage for stage in range(depth + 1, -1, -1) if _is_frozen(staged.halfway(x, stage))), -1)
+        return next((stage for stage in range(depth + 1, -1, -1) if _is_frozen(split_model.block_input(x, stage))), -1)
 
 
-def _is_frozen(halfway: Halfway) -> bool:
-    return not halfway.x_BNC.requires_grad
+def _is_frozen(block_input: BlockInput) -> bool:
+    return not block_input.x_BNC.requires_grad

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import NamedTuple
 
-from mame_lab.measure.result import Arm, Result
+from mame_lab.measure.result import ModelMeasurement, Result
 from mame_lab.report.conditions import conditions
 from mame_lab.report.runs import Run
 
@@ -17,7 +17,7 @@ class Axis(NamedTuple):
 
     name: str
     title: str
-    amount: Callable[[Arm], float]
+    amount: Callable[[ModelMeasurement], float]
     sign: int  # 1: more is better; -1: less is
 
 
@@ -36,7 +36,7 @@ class Model:
     merged: bool
 
     @property
-    def arm(self) -> Arm:
+    def arm(self) -> ModelMeasurement:
         return self.result.merged if self.merged else self.result.unmerged
 
 

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from mame_lab.errors import MameLabError
+from mame_lab.models.renames import KEYS
 from mame_lab.runs import cpu
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,8 @@ def explain(error: Exception) -> str:
         return explain(cause)
     if isinstance(error, HydraException) and isinstance(cause, MameLabError):  # from a plugin
         return explain(cause)
+    if isinstance(error, OmegaConfBaseException) and error.full_key in KEYS:
+        return f"{error.full_key} is called {KEYS[error.full_key]} now: write that"
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         known = [f.name for f in fields(error.object_type)] if is_dataclass(error.object_type) else []
         near = _near(str(error.key), known) if error.key not in known else ""

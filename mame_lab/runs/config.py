@@ -18,6 +18,7 @@ from mame_lab.data.prompts import Prompts
 from mame_lab.errors import MameLabError
 from mame_lab.measure.settings import SMOKE, EvaluationSettings, SpeedSettings
 from mame_lab.merging import METHODS, Method
+from mame_lab.models.renames import upgraded
 from mame_lab.models.settings import ModelSettings
 from mame_lab.runs.loggers import LOGGERS
 from mame_lab.tasks.optim import AdamW
@@ -195,7 +196,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     empty = next((key for key in _empty(values) if key not in MAY_BE_EMPTY), None)
     if empty:
         raise MameLabError(f"{empty}= is empty (an unset variable of the shell?): give a value, or null for none")
-    return values
+    return upgraded(values, announce=True)
 
 
 def _empty(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
@@ -263,8 +264,13 @@ def _leave_out(mame: DictConfig, keys: set[str]) -> None:
     """Drop what a checkpoint says beside its amount of merging and nothing reads beside another; not what is said."""
     target = mame.get("flops") is not None or mame.get("speedup") is not None
     budget = target or mame.get("r") is not None
-    adaptive = mame.get("schedule") == "adaptive" if target else not budget and mame.get("tau") is not None
-    unread = {"clamp": (adaptive, False), "batch": (not adaptive, "per_sample"), "schedule": (not budget, None)}
+    adaptive = mame.get("solve") == "adaptive" if target else not budget and mame.get("tau") is not None
+    unread = {
+        "clamp": (adaptive, False),
+        "batching": (not adaptive, "per_sample"),
+        "schedule": (not budget, None),
+        "solve": (not target, None),
+    }
     for key, (is_unread, nothing) in unread.items():
         if is_unread and key in mame and f"mame.{key}" not in keys:
             mame[key] = nothing

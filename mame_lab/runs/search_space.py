@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Parameters = dict[str, Any]
 
-LEAVING = "leaving"  # the share of the patch tokens that have left after the last block
+REMOVED = "removed"  # the share of the patch tokens that have left after the last block
 MOST = 0.9
 WEIGHTS = 4  # a block has a weight of 0 (it does not merge) to 4; with equal weights the same share leaves in each
 
@@ -63,11 +63,11 @@ class Schedules(Space):
         from optuna.distributions import FloatDistribution, IntDistribution
 
         weights = {name: IntDistribution(0, WEIGHTS) for name in self._names()}
-        return {LEAVING: FloatDistribution(0.0, MOST), **weights}
+        return {REMOVED: FloatDistribution(0.0, MOST), **weights}
 
     def overrides(self, parameters: Parameters) -> list[str]:
         weights = [parameters[name] for name in self._names()]
-        staying = [(1 - parameters[LEAVING]) ** (weight / (sum(weights) or 1)) for weight in weights]
+        staying = [(1 - parameters[REMOVED]) ** (weight / (sum(weights) or 1)) for weight in weights]
         shares = [round(min(1 - share, 0.5), 4) or 0 for share in staying]  # No more than half of the tokens can leave.
         return [f"mame.r={shares}".replace(" ", ""), "mame.blocks=null", "mame.schedule=null"]
 
@@ -75,10 +75,10 @@ class Schedules(Space):
         """The shapes that need no search, at half of the tokens."""
         shapes = [factors(shape, self.blocks) for shape in SHAPES]
         weights = [[min(round(WEIGHTS / 2 * factor), WEIGHTS) for factor in shape] for shape in shapes]
-        return [{LEAVING: 0.5, **dict(zip(self._names(), each, strict=True))} for each in weights]
+        return [{REMOVED: 0.5, **dict(zip(self._names(), each, strict=True))} for each in weights]
 
     def unmerged(self) -> Parameters:
-        return {LEAVING: 0.0, **dict.fromkeys(self._names(), 0)}
+        return {REMOVED: 0.0, **dict.fromkeys(self._names(), 0)}
 
     def _names(self) -> list[str]:
         return [f"block_{block:02d}" for block in range(self.blocks)]

@@ -18,7 +18,7 @@ from mame_lab.solver.solve import CALIBRATION_IMAGES, solve
 
 def solve_on_validation(model: nn.Module, method: Method, data: ImageData, trainer: Trainer, folder: Path) -> Method:
     """`solve` on validation images, as the first process finds; what it found is printed and saved to be given back."""
-    if not method.target:
+    if not method.has_target:
         return method
     if method.speedup is not None and trainer.world_size > 1:
         raise MameLabError(

@@ -17,7 +17,7 @@ from mame_lab.merging import Method
 from mame_lab.merging.bipartite import Adaptive
 from mame_lab.merging.method import check_method
 from mame_lab.merging.schedule import factors, geometric_blocks, merging_blocks, over_blocks
-from mame_lab.models import apply, family_of, tracing_family_of, twin, unmerged_twin
+from mame_lab.models import apply, family_of, shared_copy, tracing_family_of, unmerged_copy
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -48,7 +48,7 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
         MameLabError: the target is out of reach (the message says how far one can go), or `method` is no method.
     """
     check_method(method)
-    if not method.target:
+    if not method.has_target:
         return method
     tracing_family_of(model)
     from rich.console import Console
@@ -56,7 +56,7 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
 
     console = Console()
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        search = _Search(unmerged_twin(model).eval(), method, images, progress)
+        search = _Search(unmerged_copy(model).eval(), method, images, progress)
         if method.flops is not None:
             return search.by_cost(method.flops, f"mame.flops={method.flops}")
         assert method.speedup is not None
@@ -73,10 +73,8 @@ class _Search:
         self.depth = len(self.family.block_names(model))
         self.patches = math.prod(self.family.grid(model, images))
         self.method = method
-        unread = {"batch": "per_sample"} if isinstance(method, Adaptive) else {}
-        self.plain = replace(method, flops=None, speedup=None, schedule=None, blocks=None, r=0, **unread)
-        if self.schedule == "adaptive" and not method.adaptive:
-            raise MameLabError(f"mame.schedule=adaptive is not for mame={method.method}, which needs a budget")
+        unread = {"batching": "per_sample"} if isinstance(method, Adaptive) else {}
+        self.plain = replace(method, flops=None, speedup=None, schedule=None, solve=None, blocks=None, r=0, **unread)
         self.unmerged_gflops = gflops(model, images)
 
     def by_cost(self, share: float, asked: str) -> Method:
@@ -116,14 +114,13 @@ class _Search:
     def candidate(self, strength: float) -> Method:
         """The method with a list of the tokens that are removed in each block, or of thresholds."""
         amounts = self._amounts(strength)
-        if self.schedule == "adaptive":
-            adaptive: Any = self.method
-            return replace(self.plain, r=None, tau=self._thresholds(amounts), batch=adaptive.batch)
+        if isinstance(self.method, Adaptive) and self.method.solve == "adaptive":
+            return replace(self.plain, r=None, tau=self._thresholds(amounts), batching=self.method.batching)
         return replace(self.plain, r=amounts)
 
     def cost(self, method: Method) -> float:
         """The share of the unmerged model's multiply-adds."""
-        return gflops(apply(twin(self.model), method), self.images) / self.unmerged_gflops
+        return gflops(apply(shared_copy(self.model), method), self.images) / self.unmerged_gflops
 
     def speedup(self, method: Method) -> float:
         """How many times faster than the unmerged model it runs on the images."""
@@ -131,21 +128,21 @@ class _Search:
 
         from mame_lab.measure import speed
 
-        models = {"merged": apply(twin(self.model), method), "unmerged": self.model}
+        models = {"merged": apply(shared_copy(self.model), method), "unmerged": self.model}
         with torch.inference_mode():
             calls = {name: partial(model, self.images) for name, model in models.items()}
             taken = speed.time_interleaved(calls, self.images.device, max_rounds=15, seconds=5.0)
         return speed.speedup(taken["merged"], taken["unmerged"])
 
     def _blocks(self, share: float) -> list[int]:
-        if self.method.blocks is None and self.schedule in ("geometric", "adaptive"):
+        if self.method.blocks is None and self.schedule == "geometric":
             return geometric_blocks(self.depth, share)
         return merging_blocks(self.method.blocks, self.depth, self.schedule, self.method.places)
 
     def _amounts(self, strength: float) -> list[int]:
         """The tokens that are removed in each block."""
         blocks = range(1, len(self.blocks) + 1)
-        if self.schedule in ("geometric", "adaptive"):
+        if self.schedule == "geometric":
             totals = [self.patches * (1 - (1 - strength / 2) ** block) for block in blocks]
         else:
             shares = factors(self.schedule, len(self.blocks))
@@ -161,7 +158,7 @@ class _Search:
         base = replace(self.plain, r=None, tau=1.0)
         pooled = _Pooled(r=amounts, clamp=True, prop_attn=self.plain.prop_attn, base=base)
         with torch.inference_mode():
-            apply(twin(self.model), pooled)(self.images)
+            apply(shared_copy(self.model), pooled)(self.images)
         merging = [block for block, amount in enumerate(amounts) if amount]
         found = dict(zip(merging, pooled.taus, strict=True))
         return [found.get(block, 1.0) for block in range(self.depth)]
@@ -189,9 +186,9 @@ class _Pooled(Method):
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.base.needs
 
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
-        assert leave is not None
+    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
+        assert r is not None
         best = self.base.similarity(tokens).amax(1).flatten().sort(descending=True).values
-        least = float(best[min(len(tokens.x_BNC) * leave, len(best) - 1)])
+        least = float(best[min(len(tokens.x_BNC) * r, len(best) - 1)])
         self.taus.append(min(max(least, -1.0), BELOW_1))
         return replace(self.base, tau=self.taus[-1]).plan(tokens, None)

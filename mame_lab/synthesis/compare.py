@@ -20,13 +20,13 @@ from mame_lab.data.prompts import Prompts
 from mame_lab.errors import MameLabError
 from mame_lab.measure import flops, memory, speed
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
-from mame_lab.measure.result import Arm, Result
+from mame_lab.measure.result import ModelMeasurement, Result
 from mame_lab.merging import Method, ToMeSD
-from mame_lab.models import apply, family, twin
+from mame_lab.models import apply, family, shared_copy
 from mame_lab.runs.config import EvalConfig
 from mame_lab.runs.loggers import log_pictures, log_result
 from mame_lab.synthesis.generate import Picture, captured_step, generate
-from mame_lab.synthesis.quality import Judges, fid, high_frequency_energy, likeness
+from mame_lab.synthesis.quality import ImageMetrics, fid, high_frequency_energy, likeness
 from mame_lab.synthesis.sheet import contact_sheet
 from mame_lab.synthesis.table import table
 
@@ -82,7 +82,7 @@ def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture
     requests, options = prompts.requests(), prompts.options()
     plain = pipe.unet
     arms_of = methods(run.mame)
-    unets = {UNMERGED: plain} | {arm: apply(twin(plain), method) for arm, method in arms_of.items()}
+    unets = {UNMERGED: plain} | {arm: apply(shared_copy(plain), method) for arm, method in arms_of.items()}
     inputs = captured_step(pipe, requests[0], options)
     pictures = list(generate(pipe, unets, requests, options))
     steps = {arm: _step(unet, inputs) for arm, unet in unets.items()}
@@ -91,7 +91,7 @@ def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture
     passes = len(pipe.scheduler.timesteps) * len(inputs[0][0])
     quality = _quality(pictures, prompts)
     arms = {
-        arm: Arm(
+        arm: ModelMeasurement(
             gflops=passes * flops.gflops_by_shapes(_of_sample(unet, inputs), inputs[0][0]),
             tokens=[float(tokens) for tokens in family(run.model.family).tokens(unet, inputs[0][0])],
             samples_per_s=1 / median(picture.seconds[arm] for picture in pictures),
@@ -158,7 +158,7 @@ def _of_sample(unet: nn.Module, inputs: tuple[tuple, dict[str, Any]]) -> Callabl
 
 def _quality(pictures: Sequence[Picture], prompts: Prompts) -> dict[str, dict[str, float]]:
     """The measures of every arm by their names."""
-    judges = Judges(prompts.metrics)
+    judges = ImageMetrics(prompts.metrics)
     images = {arm: torch.stack([picture.images[arm] for picture in pictures]) for arm in pictures[0].images}
     said = [picture.prompt for picture in pictures]
     quality = {}

@@ -46,7 +46,7 @@ def high_frequency_energy(images_B3HW: Tensor) -> float:
     return (power_BHW[:, high_HW].sum(1) / total_B).mean().item()
 
 
-class Judges:
+class ImageMetrics:
     """Networks that judge images: those of `names` whose weights are at hand; a warning names the others."""
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -67,7 +67,7 @@ def fid(images_B3HW: Tensor, folder: str) -> float | None:
     """The Frechet inception distance (Heusel et al. 2017) from the images in a folder; None where its weights lack."""
     root, left_out = Path(folder).expanduser(), LeftOut()
     reference = ImageFiles([(path, 0) for path in images_below(root, left_out)], [])
-    left_out.tell("dataset.reference", root)
+    left_out.announce("dataset.reference", root)
     if len(reference) < 2:
         raise MameLabError(f"dataset.reference={folder} holds {len(reference)} images: give a folder of real images")
     metric = _made("fid", _fid)

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from mame_lab.measure.result import Arm
+from mame_lab.measure.result import ModelMeasurement
 from mame_lab.measure.result_table import number
 
 if TYPE_CHECKING:
@@ -53,15 +53,17 @@ def table(results: Mapping[str, Result]) -> Table:
     return rows
 
 
-def _merged(results: Mapping[str, Result]) -> Iterator[Arm]:
+def _merged(results: Mapping[str, Result]) -> Iterator[ModelMeasurement]:
     return (result.merged for result in results.values())
 
 
-def _quality(arm: Arm, name: str) -> str:
+def _quality(arm: ModelMeasurement, name: str) -> str:
     return f"{arm.quality[name]:.3g}" if name in arm.quality else ""
 
 
-def _against(unmerged: Arm, results: Mapping[str, Result], attribute: str, scale: float = 1) -> Iterator[str]:
+def _against(
+    unmerged: ModelMeasurement, results: Mapping[str, Result], attribute: str, scale: float = 1
+) -> Iterator[str]:
     """The number of each arm, with its change from the unmerged one."""
     base = getattr(unmerged, attribute)
     yield number(base * scale)

@@ -21,7 +21,7 @@ from mame_lab.tasks.classification import Classification
 from mame_lab.tasks.distillation import Distillation
 from mame_lab.training import freeze
 from mame_lab.training.context import RunContext
-from mame_lab.training.feature_cache.data import TrunkData
+from mame_lab.training.feature_cache.data import CachedData
 from mame_lab.training.freeze import Finetune
 
 print = rank_zero_only(rich.print)
@@ -51,8 +51,8 @@ def fit(model: nn.Module, data: ImageData, trainer: Trainer, run: RunContext) ->
         teacher: Any = taught and taught.teacher
         if run.past:  # What is kept is of the weights that the run goes on with.
             model.load_state_dict(run.past.state)
-        batches = TrunkData(data, model, run, teacher)
-        trained, taught = batches.staged, taught and replace(taught, teacher=attrgetter("logits_BK"))
+        batches = CachedData(data, model, run, teacher)
+        trained, taught = batches.split_model, taught and replace(taught, teacher=attrgetter("logits_BK"))
     task = Classification(trained, len(data.classes), run.optim, run.values, blocks, taught)
     trainer.fit(task, batches, ckpt_path=run.past and run.past.path)
     saved: list[str] = [getattr(each, "best_model_path", "") for each in trainer.checkpoint_callbacks]

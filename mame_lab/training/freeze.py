@@ -32,7 +32,7 @@ class Finetune:
         distill: the share of the loss, from 0 to 1, that is the distance (KL) from what the unmerged model gives with
             the weights that the run starts from; cross-entropy with the labels has the rest.
         temperature: of both in that distance; above 1 the less likely classes count more.
-        budgets: values of `mame.r`, numbers or fractions. Every training batch merges by one of them, drawn uniformly,
+        random_r: values of `mame.r`, numbers or fractions. Every training batch merges by one of them, drawn uniformly,
             in the blocks and by the schedule of `mame`; validation and the result take `mame` as it is. None: training
             does too.
         cache: compute what enters the first trained part once for every sample, keep it on disk (in the folder that
@@ -49,7 +49,7 @@ class Finetune:
     n: int | None = None
     distill: float = 0.0
     temperature: float = 1.0
-    budgets: list[Any] | None = None
+    random_r: list[Any] | None = None
     cache: bool = False
     views: int = 1
     cache_dtype: str = DTYPES[0]

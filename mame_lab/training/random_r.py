@@ -10,20 +10,20 @@ from torch import nn
 from mame_lab.data.samplers import seed_of
 from mame_lab.errors import MameLabError
 from mame_lab.merging import Method, Ward
-from mame_lab.models import apply, family_of, twin
+from mame_lab.models import apply, family_of, shared_copy
 from mame_lab.training.context import RunContext
 
 
 def callbacks(model: nn.Module, run: RunContext) -> list[Callback]:
-    """What `finetune.budgets` asks for: a `DrawBudgets`, or nothing.
+    """What `finetune.random_r` asks for: a `DrawBudgets`, or nothing.
 
     Raises:
         MameLabError: a budget is none, or has more tokens leave than the model has sources; or something else that is
             asked for does not go together with changing budgets.
     """
-    if run.finetune.budgets is None:
+    if run.finetune.random_r is None:
         return []
-    said = f"finetune.budgets={run.finetune.budgets}"
+    said = f"finetune.random_r={run.finetune.random_r}"
     refused = {
         "compile=true": (run.compile, "each budget would be compiled anew"),
         f"trainer.strategy={run.trainer.strategy}": (run.trainer.shards, "sharded blocks cannot change how they merge"),
@@ -34,12 +34,12 @@ def callbacks(model: nn.Module, run: RunContext) -> list[Callback]:
     for other, (asked, reason) in refused.items():
         if asked:
             raise MameLabError(f"{said} and {other} exclude each other, for {reason}: leave one of the two")
-    if not run.finetune.budgets:
+    if not run.finetune.random_r:
         raise MameLabError(f"{said} holds none: give values of mame.r, such as [0, 8], or null")
-    trial, methods = twin(model), []
-    for budget in run.finetune.budgets:
+    trial, methods = shared_copy(model), []
+    for budget in run.finetune.random_r:
         try:
-            methods.append(run.method.at(budget))
+            methods.append(run.method.with_budget(budget))
             apply(trial, methods[-1])
         except MameLabError as error:
             raise MameLabError(f"{said}: {error}") from error
@@ -75,4 +75,4 @@ class DrawBudgets(Callback):
 
 
 def _is_off(model: nn.Module, method: Method) -> bool:
-    return not method.target and method.schedule_for(len(family_of(model).block_names(model))).off
+    return not method.has_target and method.schedule_for(len(family_of(model).block_names(model))).off

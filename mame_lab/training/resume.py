@@ -42,7 +42,7 @@ FREE = {
     "dataset": {"root", "num_workers", "clips", "crops"},
 }
 FREE_GROUPS = ("logger", "speed", "resume")
-SOLVED = ("r", "tau", "flops", "speedup", "schedule", "blocks")  # of a method with a target
+SOLVED = ("r", "tau", "flops", "speedup", "schedule", "solve", "blocks")  # of a method with a target
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -66,7 +66,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             ) from error
 
 
-class Reseed(Callback):
+class PerStepSeed(Callback):
     """Before every batch the generators of a process start anew, from the seed of the run, epoch, batch and rank."""
 
     def __init__(self, seed: int) -> None:
@@ -162,7 +162,7 @@ class AsAsked(_CheckpointConnector):
 
 def callbacks(seed: int) -> list[Callback]:
     """What lets a run go on as if it had never stopped."""
-    return [Reseed(seed), Progress(), BestSoFar()]
+    return [PerStepSeed(seed), Progress(), BestSoFar()]
 
 
 def find(run: Any, folder: Path, values: dict[str, Any]) -> Checkpoint | None:

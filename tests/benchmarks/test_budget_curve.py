@@ -78,14 +78,14 @@ def test_speed_is_measured_in_turns(monkeypatch, trainer):
         timed.append((list(arms), [len(call()) for call in arms.values()], limits))
         return {arm: [took[arm], took[arm], 9.0] for arm in arms}
 
-    def judge(models, *_):
+    def evaluate_accuracy(models, *_):
         merged = [name for name in models if name != "unmerged" and "." not in name]
         distances = {name: Distance((hits, 4), 0.1, 0.1) for name, hits in zip(merged, (3, 1), strict=True)}
         hits = {key: torch.tensor([[True, True], [key == "unmerged", True]]) for key in models}
         return hits, distances
 
     monkeypatch.setattr(speed, "time_interleaved", time_interleaved)
-    monkeypatch.setattr(run, "judge", judge)
+    monkeypatch.setattr(run, "evaluate_accuracy", evaluate_accuracy)
     settings = Budgets(r=[2, 0.25], batch_size=3, rounds=7)
     arms = run.at_budgets(settings, build("vit"), Ward(blocks=1))
     found = run.points(settings, arms, SimpleNamespace(sample=lambda count: (images(count), None)), trainer)

@@ -18,7 +18,7 @@ from mame_lab.benchmarks.frontier.settings import Frontier
 from mame_lab.errors import MameLabError
 from mame_lab.measure.paired import PairedHits
 from mame_lab.merging import MaMe, ToMe, Ward
-from mame_lab.models import apply, twin
+from mame_lab.models import apply, shared_copy
 
 TRAINER = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")), precision_plugin=Precision())
 
@@ -73,7 +73,7 @@ def test_arms_are_compared_at_equal_cost(entry_point, tmp_path, capsys):
 
 def test_it_measures_on_test_images_and_solves_on_validation_images(monkeypatch):
     solved_on = []
-    solve = lambda _, target, images: solved_on.append((target.schedule, len(images))) or ToMe(r=8)  # noqa: E731
+    solve = lambda _, target, images: solved_on.append((target.solve or target.schedule, len(images))) or ToMe(r=8)  # noqa: E731
     monkeypatch.setattr(equal_cost, "solve", solve)
     arms = ["ward:adaptive", "ward:linear", "ward:geometric"]
     settings = Frontier(costs=[0.7], arms=arms, images=4, calibration_images=3, training_images=9)
@@ -114,7 +114,7 @@ def test_what_is_measured_is_kept_when_a_run_is_killed(monkeypatch, tmp_path):
 def test_the_token_error_is_that_of_a_loop(method):
     model, x = build("registers"), images(3)
     loss = Losses(model, x, batch_size=2)(method)
-    unmerged, merged = (each.forward_features(x)[:, 5:] for each in (model, apply(twin(model), method)))
+    unmerged, merged = (each.forward_features(x)[:, 5:] for each in (model, apply(shared_copy(model), method)))
     every = [patch for image in unmerged for patch in image]
     mean = sum(every) / len(every)
     spread = sum((patch - mean).norm() for patch in every) / len(every)
@@ -133,7 +133,7 @@ def test_a_model_loses_nothing_against_itself(family):
     assert (top1.difference, top1.p, top1.total) == (0, 1, 6)
 
 
-@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.split(":")[0] not in ("ward", "paper")])
+@pytest.mark.parametrize("arm", [arm for arm in ARMS if arm.split(":")[0] not in ("ward", "mame")])
 def test_every_default_arm_is_measured(arm):
     losses = Losses(build("vit").float(), images(2).float(), batch_size=2)
     loss = losses(equal_cost.solve_for(losses, method_of(arm, 0.6), images(2).float()))
@@ -221,7 +221,10 @@ def test_arms_are_methods_with_a_schedule():
         ({"arms": ["ward:constant:published"]}, "benchmark.arms=ward:constant:published is not valid"),
         ({"arms": ["nothing:constant"]}, "benchmark.arms=nothing:constant is not valid: .* of ward, "),
         ({"arms": ["ward:steep"]}, "benchmark.arms=ward:steep is not valid: mame.schedule=steep is not known"),
-        ({"arms": ["tome:adaptive"]}, "benchmark.arms=tome:adaptive is not valid: tome has no threshold"),
+        (
+            {"arms": ["tome:adaptive"]},
+            "benchmark.arms=tome:adaptive is not valid: mame.solve=adaptive is not for mame=tome",
+        ),
         ({"costs": []}, r"benchmark.costs=\[\] is out of range"),
         ({"costs": [0.5, 1.0]}, r"benchmark.costs=\[0.5, 1.0\] is out of range"),
         ({"images": 0}, "benchmark.images=0 is not positive"),

@@ -80,8 +80,8 @@ def test_throughput_of_a_threshold_padded_and_packed(entry_point, tmp_path):
     entry_point("eval", tmp_path, *BENCHMARK, "benchmark=throughput", "benchmark.tau=0.5", "benchmark.batch_sizes=[4]",
                 "benchmark.rounds=3", "benchmark.methods=[ward]")  # fmt: skip
     rows = {row["arm"]: row for row in read(tmp_path, "throughput.csv")}
-    assert list(rows) == ["unmerged", "ward(tau=0.5)", "ward(tau=0.5, batch=packed)"]
-    padded, packed = rows["ward(tau=0.5)"], rows["ward(tau=0.5, batch=packed)"]
+    assert list(rows) == ["unmerged", "ward(tau=0.5)", "ward(tau=0.5, batching=packed)"]
+    padded, packed = rows["ward(tau=0.5)"], rows["ward(tau=0.5, batching=packed)"]
     assert float(padded["padded"]) < float(padded["ideal"]) == pytest.approx(float(packed["ideal"]))
     assert float(packed["padded"]) > float(padded["padded"])
 
@@ -89,7 +89,7 @@ def test_throughput_of_a_threshold_padded_and_packed(entry_point, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"methods": ["mema", "ward"]}, r"benchmark.methods=\['mema'\] is not known: choose from ward, paper, tome, "),
+        ({"methods": ["mema", "ward"]}, r"benchmark.methods=\['mema'\] is not known: choose from ward, mame, tome, "),
         ({"tau": 0.9}, r"benchmark.tau=0.9 is a threshold, and benchmark.methods=\['tome'\] need a budget: leave"),
         ({"tau": 0.9, "methods": ["ward"], "compiled": True}, "compiled=true and benchmark.tau=0.9 exclude each other"),
         ({"methods": ["ward", "atc"], "compiled": True}, r"compiled=true and benchmark.methods=\[atc\] exclude each"),

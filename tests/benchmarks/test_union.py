@@ -12,18 +12,18 @@ from PIL import Image
 import mame_lab
 from mame_lab.benchmarks import union
 from mame_lab.measure import flops
-from mame_lab.models import family_of, unmerged_twin
+from mame_lab.models import family_of, unmerged_copy
 
 
 def model(**settings):
-    return mame_lab.apply(build("vit").float(), **{"tau": 0.8, "batch": "union"} | settings)
+    return mame_lab.apply(build("vit").float(), **{"tau": 0.8, "batching": "union"} | settings)
 
 
 def test_rows_are_means_over_the_same_images():
     merged, x = model(), images(6).float()
     found = union.rows(merged, x)
     assert [row.batch for row in found] == [1, 4]
-    family, unmerged = family_of(merged), flops.gflops(unmerged_twin(merged), x[:1])[""]
+    family, unmerged = family_of(merged), flops.gflops(unmerged_copy(merged), x[:1])[""]
     with torch.no_grad():
         outputs = [merged(x[i : i + 1])[0] for i in range(4)]
         for row in found:
@@ -49,7 +49,7 @@ def test_a_batch_has_no_effect_on_equal_images_or_separate_samples(same):
     if same == "images":
         merged, x = model(), images(1).float().expand(4, -1, -1, -1)
     else:
-        merged, x = model(batch="per_sample"), images(4).float()
+        merged, x = model(batching="per_sample"), images(4).float()
     found = union.rows(merged, x)
     assert len({row.tokens for row in found}) == 1
     assert max(row.change for row in found) < 1e-4

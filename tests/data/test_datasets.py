@@ -12,13 +12,14 @@ from mame_lab import data
 from mame_lab.data import DATASETS
 from mame_lab.data.dataset import ImageDataset
 from mame_lab.errors import MameLabError
+from mame_lab.models.renames import VALUES
 
 IMAGES = [name for name, settings in DATASETS.items() if issubclass(settings, ImageDataset)]
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 
 
 def test_every_dataset_has_its_file_in_conf():
-    assert {path.stem for path in CONF.glob("*.yaml")} == set(DATASETS)
+    assert {path.stem for path in CONF.glob("*.yaml")} == {*DATASETS, *VALUES["dataset.name"]}
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -361,8 +361,8 @@ def test_videos_come_in_mixed_order(tmp_path):
         ({}, None, "dataset.root={root} holds no val.csv"),
         ({}, "a.mp4 0\nb.mp4\n", "{root}/val.csv, line 2: 'b.mp4' is no 'PATH LABEL'"),
         ({}, "a.mp4 jump\n", "{root}/val.csv, line 1: 'a.mp4 jump' is no 'PATH LABEL'"),
-        ({"broken": "ignore"}, None, "dataset.broken=ignore is unknown: choose one of error, skip"),
-        ({"broken": "skip"}, "a.mp4 0\n", "all videos of {root}/val.csv are broken, {root}/a.mp4 for one (No such"),
+        ({"on_broken": "ignore"}, None, "dataset.on_broken=ignore is unknown: choose one of error, skip"),
+        ({"on_broken": "skip"}, "a.mp4 0\n", "all videos of {root}/val.csv are broken, {root}/a.mp4 for one (No such"),
     ],
 )
 def test_what_is_refused(tmp_path, settings, lines, message):
@@ -408,7 +408,7 @@ def test_a_broken_video_ends_the_run_by_its_name(root, harm):
     path = root / "val/d_000120_000130.mp4"
     harm(path)
     data = ImageData(Kinetics400(root=str(root), num_workers=0), PREPROCESSING)
-    with pytest.raises(MameLabError, match=f"^video {path} cannot be read .*dataset.broken=skip$") as raised:
+    with pytest.raises(MameLabError, match=f"^video {path} cannot be read .*dataset.on_broken=skip$") as raised:
         list(data.test_dataloader())
     assert "\n" not in str(raised.value)
 
@@ -429,25 +429,25 @@ def test_broken_videos_are_left_out_and_told(root, harm, caplog, monkeypatch):
     whole = Kinetics400(**settings).splits()
     harm(root / "val/d_000120_000130.mp4")
     with caplog.at_level(logging.WARNING):
-        data = ImageData(Kinetics400(**settings, broken="skip"), PREPROCESSING)
+        data = ImageData(Kinetics400(**settings, on_broken="skip"), PREPROCESSING)
         assert sum(len(y_B) for _, y_B in data.test_dataloader()) == 3
     (told,) = [record.getMessage() for record in caplog.records]
     assert told.startswith(
-        f"dataset.broken=skip leaves out 1 of the 4 videos of {root / 'val.csv'}: {root / 'val/d_0'}"
+        f"dataset.on_broken=skip leaves out 1 of the 4 videos of {root / 'val.csv'}: {root / 'val/d_0'}"
     )
     assert data.splits.conditions == {"views": "5x3", "broken": "1 of 4 left out"}
     assert data.splits.val.files == [each for each in whole.val.files if "d_000120" not in each[0]]
     assert data.splits.train.files == whole.train.files
 
     monkeypatch.setattr(videos_module, "_fault", lambda path: pytest.fail(f"{path} is checked again"))
-    again = Kinetics400(**settings, broken="skip").splits()
+    again = Kinetics400(**settings, on_broken="skip").splits()
     assert again.val.files == data.splits.val.files
 
 
 def test_a_video_that_was_mended_is_checked_again(root):
     path = root / "val/d_000120_000130.mp4"
     cut_in_half(path)
-    dataset = Kinetics400(root=str(root), broken="skip")
+    dataset = Kinetics400(root=str(root), on_broken="skip")
     assert len(dataset.splits().val) == 3
     write_video(path)
     assert len(dataset.splits().val) == 4

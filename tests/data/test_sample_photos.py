@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mame_lab.data import sample_photos
-from mame_lab.data.sample_photos import KINDS, SCENES, Natural
+from mame_lab.data.sample_photos import KINDS, SCENES, SamplePhotos
 from mame_lab.errors import MameLabError
 
 
@@ -19,7 +19,7 @@ def content(crops) -> list[tuple[tuple[int, int], bytes, int]]:
 
 
 def test_a_crop_is_a_square_of_its_photo():
-    splits = Natural(crops=2).splits()
+    splits = SamplePhotos(crops=2).splits()
     assert len(splits.classes) == len(set(splits.classes)) == 16
     for part in (splits.train, splits.val, splits.test):
         assert [label for _, label in part.boxes] == [*range(16), *range(16)]
@@ -37,7 +37,7 @@ def test_a_crop_is_a_square_of_its_photo():
 
 
 def test_the_crops_differ_and_reach_every_side():
-    splits = Natural(crops=16).splits()
+    splits = SamplePhotos(crops=16).splits()
     boxes = Counter(entry for part in (splits.train, splits.val, splits.test) for entry in part.boxes)
     assert max(boxes.values()) == 1
     for label, photo in enumerate(splits.test.photos):
@@ -48,16 +48,16 @@ def test_the_crops_differ_and_reach_every_side():
 
 def test_the_crops_stay_the_same():
     random.seed(1)
-    first = Natural(crops=1).splits()
+    first = SamplePhotos(crops=1).splits()
     random.seed(2)
-    assert content(first.test) == content(Natural(crops=1).splits().test)
-    assert content(first.test) == content(Natural(crops=3).splits().test)[:16]
+    assert content(first.test) == content(SamplePhotos(crops=1).splits().test)
+    assert content(first.test) == content(SamplePhotos(crops=3).splits().test)[:16]
     assert first.test.boxes[0] == ((117, 99, 444, 426), 0)
-    assert first.test.boxes != Natural(crops=1, crop_seed=1).splits().test.boxes
+    assert first.test.boxes != SamplePhotos(crops=1, crop_seed=1).splits().test.boxes
 
 
 def test_kinds_part_the_photos():
-    everything, scenes, textures = (Natural(crops=1, kind=kind).splits() for kind in ("all", "scenes", "textures"))
+    everything, scenes, textures = (SamplePhotos(crops=1, kind=kind).splits() for kind in ("all", "scenes", "textures"))
     assert textures.classes == ["brick", "grass", "gravel"]
     assert everything.classes == scenes.classes + textures.classes
     assert everything.val.boxes[:13] == scenes.val.boxes
@@ -73,7 +73,7 @@ def test_kinds_part_the_photos():
 )
 def test_bad_settings_are_named(settings, line):
     with pytest.raises(MameLabError, match=f"^{line}$"):
-        Natural(**settings)
+        SamplePhotos(**settings)
 
 
 @pytest.mark.parametrize(
@@ -85,11 +85,11 @@ def test_bad_settings_are_named(settings, line):
 )
 def test_a_photo_that_is_not_shipped_is_named(missing, line, monkeypatch):
     monkeypatch.setitem(sample_photos.KINDS, "scenes", [*SCENES, missing])
-    with pytest.raises(MameLabError, match=f"^dataset=natural {line}: install a version of"):
-        Natural(kind="scenes").splits()
+    with pytest.raises(MameLabError, match=f"^dataset=sample_photos {line}: install a version of"):
+        SamplePhotos(kind="scenes").splits()
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "skimage.data", None)
     with pytest.raises(MameLabError, match="which the installed scikit-image lacks"):
-        Natural().splits()
+        SamplePhotos().splits()

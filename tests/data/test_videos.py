@@ -51,12 +51,12 @@ def test_videos_of_ones_own_some_of_them_broken(entry_point, tmp_path):
     (tmp_path / "train.csv").write_text("0.mp4 0\n1.mp4 1\n")
     videos = [*MACHINE, *MODEL, "dataset=kinetics400", f"dataset.root={tmp_path}", "dataset.num_workers=0"]
     videos += ["dataset.frame_stride=1", "trainer.limit_test_batches=1.0", "mame.r=10"]
-    entry_point("eval", tmp_path / "skip", *videos, "model.num_classes=2", "dataset.broken=skip")
+    entry_point("eval", tmp_path / "skip", *videos, "model.num_classes=2", "dataset.on_broken=skip")
     result = Result.load(tmp_path / "skip/result.json")
     assert (result.merged.top1.total, result.agreement.total) == (4, 4)
     assert result.conditions.more["views"] == "5x3"
     assert result.conditions.more["broken"] == "1 of 5 left out"
-    entry_point("eval", tmp_path / "features", *videos, "model.num_classes=0", "dataset.broken=skip")
+    entry_point("eval", tmp_path / "features", *videos, "model.num_classes=0", "dataset.on_broken=skip")
     features = Result.load(tmp_path / "features/result.json")
     assert (features.evaluated_by, features.merged.top1.total) == ("k-NN", 4)
     with pytest.raises(MameLabError, match=r"3\.mp4 cannot be read"):

@@ -70,7 +70,7 @@ def test_a_view_that_excludes_a_class_leaves_it_possible():
 def test_the_features_of_the_views_are_averaged(batch):
     x_BVTC, labels_B = batch
     comparison = compared(x_BVTC.flatten(0, 1), labels_B, classes=0)
-    features_BC, same_B = comparison.judges["merged"].compute()
+    features_BC, same_B = comparison.outcomes["merged"].compute()
     torch.testing.assert_close(features_BC, 3 * x_BVTC.mean((1, 2)))
     assert torch.equal(same_B, labels_B)
 

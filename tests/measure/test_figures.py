@@ -15,20 +15,20 @@ from mame_lab.merging.tokens import Tokens
 GRID = (2, 3)
 
 
-def step(tokens: int, *leaving: dict[int, dict[int, float]], prefix: int = 1) -> MergePlan:
+def step(tokens: int, *removed: dict[int, dict[int, float]], prefix: int = 1) -> MergePlan:
     """`leaving[b][n]` says to which tokens, and how much to each, token n of sample b goes; indices before the step."""
-    kept = [[n for n in range(tokens) if n not in goes] for goes in leaving]
-    W_BTR = torch.zeros(len(leaving), len(kept[0]), len(leaving[0]))
-    for sample, goes in enumerate(leaving):
+    kept = [[n for n in range(tokens) if n not in goes] for goes in removed]
+    W_BTR = torch.zeros(len(removed), len(kept[0]), len(removed[0]))
+    for sample, goes in enumerate(removed):
         for column, shares in enumerate(goes.values()):
             for target, share in shares.items():
                 W_BTR[sample, kept[sample].index(target), column] = share
-    order_BN = torch.tensor([[*stays, *goes] for stays, goes in zip(kept, leaving, strict=True)])
-    index_BK, source_BR = order_BN.split([len(kept[0]), len(leaving[0])], dim=1)
+    order_BN = torch.tensor([[*stays, *goes] for stays, goes in zip(kept, removed, strict=True)])
+    index_BK, source_BR = order_BN.split([len(kept[0]), len(removed[0])], dim=1)
     place_BN = order_BN.argsort(1)
     return SoftPlan(
         W_BTR=W_BTR,
-        row_BT=torch.arange(W_BTR.shape[1]).expand(len(leaving), -1),
+        row_BT=torch.arange(W_BTR.shape[1]).expand(len(removed), -1),
         row_BN=place_BN.clamp(max=W_BTR.shape[1]),
         place_BN=place_BN,
         index_BK=index_BK,

@@ -50,7 +50,7 @@ def shown(monkeypatch):
 
 @pytest.mark.parametrize("batch", ["per_sample", "packed"])
 def test_every_image_with_its_own_tokens(tmp_path, shown, batch):
-    model, places = mame_lab.apply(build("registers").float().train(), tau=0.9, batch=batch), [0, 2, 5]
+    model, places = mame_lab.apply(build("registers").float().train(), tau=0.9, batching=batch), [0, 2, 5]
     paths = draw(model, tmp_path, len(places), Precision())
     assert paths == {"merging": tmp_path / "merging.png", "tokens": tmp_path / "tokens.png"}
     for path in paths.values():

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from mame_lab import Ward, apply
 from mame_lab.measure.precision import converted, prepared
-from mame_lab.models import family_of, twin
+from mame_lab.models import family_of, shared_copy
 
 HALVES = {"bf16-true": torch.bfloat16, "16-true": torch.float16}
 FAST = [override for override in BENCHMARK if not override.startswith("trainer.limit_train")]
@@ -40,7 +40,7 @@ def test_a_model_runs_in_half_precision_and_is_left_as_it_was(family, precision)
     logits_BK = family_of(half).feature_and_patches(half, converted(images, trainer(precision)))[0]
     assert logits_BK.dtype == dtype
     assert {p.dtype for p in half.parameters()} == {dtype}
-    assert all(one is two for one, two in zip(half.parameters(), twin(half).parameters(), strict=True))
+    assert all(one is two for one, two in zip(half.parameters(), shared_copy(half).parameters(), strict=True))
     assert all(tensor.dtype == before[name].dtype for name, tensor in model.state_dict().items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 

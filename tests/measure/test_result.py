@@ -16,7 +16,7 @@ from mame_lab.errors import MameLabError
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
 from mame_lab.measure.paired import Change
 from mame_lab.measure.proportion import Proportion
-from mame_lab.measure.result import Arm, Result
+from mame_lab.measure.result import ModelMeasurement, Result
 from mame_lab.measure.result_table import result_table
 
 CONDITIONS = Conditions(
@@ -32,7 +32,7 @@ CONDITIONS = Conditions(
     date="2026-11-22T12:00:00+00:00",
     more={"dataset": "[images]", "mame": "r=[8, 4]"},
 )
-MERGED = Arm(
+MERGED = ModelMeasurement(
     gflops=2.0,
     tokens=[100.0, 78.4, 61.0],
     samples_per_s=1200.0,

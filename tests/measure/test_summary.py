@@ -27,7 +27,7 @@ def test_adaptive_shows_the_spread_over_images():
 
 
 def test_union_is_charged_for_the_batch_it_ran_in():
-    model, x = mame_lab.apply(build("vit"), tau=0.8, batch="union"), images()
+    model, x = mame_lab.apply(build("vit"), tau=0.8, batching="union"), images()
     alone = [mame_lab.summary(model, image).gflops for image in x.split(1)]
     assert mame_lab.summary(model, x).gflops > 1.01 * sum(alone) / len(alone)
 
@@ -35,7 +35,7 @@ def test_union_is_charged_for_the_batch_it_ran_in():
 def test_packed_is_charged_what_its_samples_cost():
     model, x = build("registers"), images()
     padded = mame_lab.summary(mame_lab.apply(model, tau=0.8), x)
-    assert mame_lab.summary(mame_lab.apply(model, tau=0.8, batch="packed"), x) == padded
+    assert mame_lab.summary(mame_lab.apply(model, tau=0.8, batching="packed"), x) == padded
 
 
 @pytest.mark.parametrize("method", [ToMe(r=5, blocks=4), Drop(r=5)], ids=lambda method: method.method)

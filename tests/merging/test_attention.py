@@ -93,7 +93,7 @@ def test_a_mask_reaches_attention_that_is_given_none():
 
 def test_attention_in_another_way_is_an_error_that_says_what_to_do():
     with (
-        pytest.raises(MameLabError, match=r"mame=tome.* and mame.batch=packed need .* TIMM_FUSED_ATTN") as error,
+        pytest.raises(MameLabError, match=r"mame=tome.* and mame.batching=packed need .* TIMM_FUSED_ATTN") as error,
         Attention(),
     ):
         torch.ones(2, 2).softmax(-1)

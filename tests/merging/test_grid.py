@@ -38,18 +38,18 @@ def sources_of(grid: tuple[int, int], window: int) -> dict[tuple[int, int], list
 def test_agrees_with_a_loop(rows, columns, window, share, seed):
     grid, x_BNC = (rows, columns), grid_tokens(2, (rows, columns), seed)
     found = sources_of(grid, window)
-    leave = math.floor(share * len(found))
+    r = math.floor(share * len(found))
     if not found:
         return
-    plan = assign(MaMe(r=0.5, grid=Grid(window=window)).match(x_BNC, grid), rows * columns, leave)
+    plan = assign(MaMe(r=0.5, grid=Grid(window=window)).match(x_BNC, grid), rows * columns, r)
     merged_BKC, restored_BNC = plan.merge(x_BNC), plan.restore(plan.merge(x_BNC))
     for b, x_NC in enumerate(x_BNC):
         at = lambda place, x_NC=x_NC: x_NC[place[0] * columns + place[1]]  # noqa: E731
         like = lambda i, j, at=at: torch.cosine_similarity(at(i), at(j), dim=0).item()  # noqa: E731
         nearest = {source: max(targets, key=lambda target: like(source, target)) for source, targets in found.items()}
-        leaving = sorted(found, key=lambda source: -like(source, nearest[source]))[:leave]
-        parts = {(i, j): [(i, j)] for i in range(rows) for j in range(columns) if (i, j) not in leaving}
-        for source in leaving:
+        removed = sorted(found, key=lambda source: -like(source, nearest[source]))[:r]
+        parts = {(i, j): [(i, j)] for i in range(rows) for j in range(columns) if (i, j) not in removed}
+        for source in removed:
             parts[nearest[source]].append(source)
         means = {place: torch.stack([at(each) for each in of]).mean(0) for place, of in parts.items()}
         torch.testing.assert_close(merged_BKC[b], torch.stack([means[place] for place in sorted(parts)]))

@@ -15,7 +15,7 @@ from mame_lab.merging.tokens import Tokens
 
 # A method, and the number of tokens that leave ("all": all sources).
 ADAPTIVE = {
-    "paper": (MaMe(tau=0.2), None),
+    "mame": (MaMe(tau=0.2), None),
     "paper, one copy": (MaMe(tau=0.9), None),
     "ward": (Ward(tau=0.2), None),
     "ward, few": (Ward(tau=0.7), None),
@@ -28,7 +28,10 @@ BUDGETS = {
     "ward, all": (Ward(r=0.5), "all"),
     "tome": (ToMe(r=3), 3),
 }
-UNION = {"paper, union": (MaMe(tau=0.2, batch="union"), None), "ward, union": (Ward(tau=0.1, batch="union"), None)}
+UNION = {
+    "paper, union": (MaMe(tau=0.2, batching="union"), None),
+    "ward, union": (Ward(tau=0.1, batching="union"), None),
+}
 MERGING = ADAPTIVE | BUDGETS | UNION
 EVERY = MERGING | {"drop": (Drop(r=3), 3)}
 
@@ -36,7 +39,7 @@ EVERY = MERGING | {"drop": (Drop(r=3), 3)}
 @st.composite
 def steps(draw, cases=EVERY):
     """A method, the number of tokens that leave, and tokens with uneven sizes, unlike their keys and inputs."""
-    method, leave = cases[draw(st.sampled_from(sorted(cases)))]
+    method, r = cases[draw(st.sampled_from(sorted(cases)))]
     prefix, patches = draw(st.integers(0, 3)), draw(st.integers(6, 17))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     shape = draw(st.integers(1, 3)), prefix + patches
@@ -45,10 +48,10 @@ def steps(draw, cases=EVERY):
     key_BHND = rand(generator, shape[0], 2, shape[1], 3)
     query_BHND = rand(generator, *key_BHND.shape)
     tokens = Tokens(x_BNC, input_BNC, size_BN1, prefix, key_BHND=key_BHND, query_BHND=query_BHND, scale=0.5)
-    return method, patches // 2 if leave == "all" else leave, tokens
+    return method, patches // 2 if r == "all" else r, tokens
 
 
-def columns(method: Method, leave: int | None, tokens: Tokens, sample: int) -> dict[int, list[float]]:
+def columns(method: Method, r: int | None, tokens: Tokens, sample: int) -> dict[int, list[float]]:
     """For each source of a sample that leaves, its weights over the targets, by the oracle."""
     tau = getattr(method, "tau", None)
     if isinstance(method, Ward):
@@ -63,22 +66,22 @@ def columns(method: Method, leave: int | None, tokens: Tokens, sample: int) -> d
     spread = isinstance(method, MaMe) and tau is not None
     return {
         s: oracle.paper_column(similarities[s], tau) if spread else oracle.nearest_column(similarities[s])
-        for s in oracle.leaving(similarities, tau, leave)
+        for s in oracle.removed(similarities, tau, r)
     }
 
 
 @settings(max_examples=150, deadline=None)
 @given(steps())
 def test_prefix_is_untouched_and_the_right_number_leaves(step):
-    method, leave, tokens = step
-    plan = method.plan(tokens, leave)
+    method, r, tokens = step
+    plan = method.plan(tokens, r)
     y, size = plan.merge(tokens.x_BNC, tokens.size_BN1)
     assert torch.equal(y[:, : tokens.prefix], tokens.x_BNC[:, : tokens.prefix])
     assert torch.equal(size[:, : tokens.prefix], tokens.size_BN1[:, : tokens.prefix])
     assert y.shape[1] == plan.tokens().max()
-    if leave is not None:
+    if r is not None:
         assert plan.valid_BK is None
-        assert y.shape[1] == tokens.x_BNC.shape[1] - leave
+        assert y.shape[1] == tokens.x_BNC.shape[1] - r
     unmoved = plan.matrix().gt(0).sum(2) == 1
     places = plan.index_BK[unmoved]
     samples = torch.arange(len(y))[:, None].expand_as(plan.index_BK)[unmoved]
@@ -88,8 +91,8 @@ def test_prefix_is_untouched_and_the_right_number_leaves(step):
 @settings(max_examples=100, deadline=None)
 @given(steps(MERGING))
 def test_sizes_and_size_times_token_are_kept(step):
-    method, leave, tokens = step
-    plan = method.plan(tokens, leave)
+    method, r, tokens = step
+    plan = method.plan(tokens, r)
     y, size = plan.merge(tokens.x_BNC, tokens.size_BN1)
     torch.testing.assert_close(size.sum(1), tokens.size_BN1.sum(1), rtol=1e-12, atol=0)
     mass_BC = (tokens.size_BN1 * tokens.x_BNC).sum(1)
@@ -99,14 +102,14 @@ def test_sizes_and_size_times_token_are_kept(step):
 @settings(max_examples=150, deadline=None)
 @given(steps(MERGING))
 def test_agrees_with_the_loops(step):
-    method, leave, tokens = step
+    method, r, tokens = step
     if method.depends_on_batch:
         tokens = Tokens(*(each[:1] if isinstance(each, torch.Tensor) else each for each in tokens))
-    plan = method.plan(tokens, leave)
+    plan = method.plan(tokens, r)
     y, y_size = plan.merge(tokens.x_BNC, tokens.size_BN1)
     restored = plan.restore(y)
     for b, x in enumerate(tokens.x_BNC):
-        going = columns(method, leave, tokens, b)
+        going = columns(method, r, tokens, b)
         sizes = tokens.size_BN1[b, :, 0].tolist()
         rows, merged_sizes, stays = oracle.merge(x.tolist(), sizes, tokens.prefix, going)
         k = len(rows)
@@ -123,8 +126,8 @@ def test_agrees_with_the_loops(step):
 @settings(max_examples=60, deadline=None)
 @given(steps())
 def test_dense_matrix_is_the_step(step):
-    method, leave, tokens = step
-    plan = method.plan(tokens, leave)
+    method, r, tokens = step
+    plan = method.plan(tokens, r)
     x, size = tokens.x_BNC, tokens.size_BN1
     y, y_size = plan.merge(x, size)
     matrix = plan.matrix(x.dtype)
@@ -137,13 +140,13 @@ def test_dense_matrix_is_the_step(step):
 @given(steps(MERGING))
 def test_two_steps_compose(step):
     """The second step meets padding; sizes, mass and restoration go through both."""
-    method, leave, tokens = step
+    method, r, tokens = step
     x, prefix = tokens.x_BNC, tokens.prefix
-    if leave is not None:
-        leave = min(leave, (x.shape[1] - leave - prefix) // 2)
+    if r is not None:
+        r = min(r, (x.shape[1] - r - prefix) // 2)
     state = MergeState(prefix, record=True)
-    y, state = advance(state, method, x, leave)
-    y, state = advance(state, method, y, leave)
+    y, state = advance(state, method, x, r)
+    y, state = advance(state, method, y, r)
     product = state.plans[1].matrix(x.dtype) @ state.plans[0].matrix(x.dtype)
     ones = torch.ones(*x.shape[:2], 1, dtype=torch.float64)
     torch.testing.assert_close(product @ ones, state.size_BN1)
@@ -156,9 +159,9 @@ def test_two_steps_compose(step):
 @given(steps(ADAPTIVE | BUDGETS), st.data())
 def test_padding_never_matters(step, data):
     """Whatever stands in the padding, every sample merges as it does alone, and padding stays padding."""
-    method, leave, tokens = step
+    method, r, tokens = step
     batch, longest = tokens.x_BNC.shape[:2]
-    fewest = tokens.prefix + 2 * (leave or 1)
+    fewest = tokens.prefix + 2 * (r or 1)
     lengths = data.draw(st.lists(st.integers(min(fewest, longest), longest), min_size=batch, max_size=batch))
     valid_BN = torch.arange(longest) < torch.tensor(lengths)[:, None]
     garbage = [torch.where(valid_BN[..., None], each, 7 * each.flip(1)) for each in tokens[:2]]
@@ -171,18 +174,18 @@ def test_padding_never_matters(step, data):
     size_BN1 = tokens.size_BN1 * valid_BN[..., None]
     looks = {"key_BHND": key_BHND, "query_BHND": query_BHND, "bias_B11N": bias_B11N}
     padded = Tokens(garbage[0], garbage[1], size_BN1, tokens.prefix, valid_BN, **looks)
-    plan = method.plan(padded, leave)
+    plan = method.plan(padded, r)
     y, size = plan.merge(padded.x_BNC, padded.size_BN1)
     restored = plan.restore(y)
     for b, n in enumerate(lengths):
         x, inputs, sizes = (each[b : b + 1, :n] for each in tokens[:3])
         keys, queries = (each[b : b + 1, :, :n] for each in (tokens.key_BHND, tokens.query_BHND))
-        alone = method.plan(Tokens(x, inputs, sizes, tokens.prefix, key_BHND=keys, query_BHND=queries), leave)
+        alone = method.plan(Tokens(x, inputs, sizes, tokens.prefix, key_BHND=keys, query_BHND=queries), r)
         expected, expected_size = alone.merge(x, sizes)
-        k, r = expected.shape[1], alone.source_BR.shape[1]
+        k, removed = expected.shape[1], alone.source_BR.shape[1]
         assert plan.tokens()[b] == k
         assert torch.equal(plan.index_BK[b, :k], alone.index_BK[0])
-        assert torch.equal(plan.source_BR[b, :r], alone.source_BR[0])
+        assert torch.equal(plan.source_BR[b, :removed], alone.source_BR[0])
         torch.testing.assert_close(y[b, :k], expected[0], rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(size[b, :k], expected_size[0], rtol=1e-12, atol=0)
         assert (size[b, k:] == 0).all()
@@ -193,7 +196,7 @@ def test_padding_never_matters(step, data):
     "method",
     [
         MaMe(tau=1 - 1e-9),
-        MaMe(tau=0.99, batch="union"),
+        MaMe(tau=0.99, batching="union"),
         MaMe(r=4),
         MaMe(r=4, tau=0.99),
         Ward(tau=1 - 1e-9),
@@ -266,7 +269,7 @@ def test_union_keeps_what_any_sample_needs(method):
     x = copies(1, kinds=3, patches=15, batch=3)
     generator = torch.Generator().manual_seed(0)
     x[2] = torch.randn(x.shape[1:], generator=generator, dtype=torch.float64)
-    union = method(tau=0.999, batch="union")
+    union = method(tau=0.999, batching="union")
     alone, together = union.plan(plain(x[:2], 1), None), union.plan(plain(x, 1), None)
     assert together.valid_BK is None
     assert alone.index_BK.shape[1] < together.index_BK.shape[1] == x.shape[1]

@@ -66,7 +66,7 @@ def test_every_method_keeps_plain_numbers(name):
         (Ward(r=(4, np.float32(0.25))), Ward(r=[4, 0.25])),
         (Ward(flops=np.float32(0.6)), Ward(flops=0.6)),
         (Ward(speedup=torch.tensor(1.5)), Ward(speedup=1.5)),
-        (Ward(tau=0.9).at(np.int64(4)), Ward(r=4)),
+        (Ward(tau=0.9).with_budget(np.int64(4)), Ward(r=4)),
         (replace(Ward(r=4), r=np.array([4, 0])), Ward(r=[4, 0])),
     ],
     ids=repr,
@@ -151,7 +151,7 @@ def test_what_is_no_number_is_refused_as_what_it_is(settings, named):
 @pytest.mark.parametrize("r", ["8", [8], np.array([8]), None], ids=repr)
 def test_a_budget_is_one_number(r):
     with pytest.raises(MameLabError, match="is no budget"):
-        Ward().at(r)
+        Ward().with_budget(r)
 
 
 @pytest.mark.parametrize("window", [8.5, "8", True, float("nan"), [8], None], ids=repr)

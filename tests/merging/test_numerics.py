@@ -9,7 +9,7 @@ from mame_lab.merging.state import MergeState, attention_bias
 from mame_lab.merging.tokens import Tokens
 
 # By a budget of 2.
-PUBLISHED = [ToMe(r=2), PiToMe(r=2), ToFu(r=2), ToFu(r=2).of_block(1, 2), MCTF(r=2), ATC(r=2), EViT(r=2)]
+PUBLISHED = [ToMe(r=2), PiToMe(r=2), ToFu(r=2), ToFu(r=2).for_block(1, 2), MCTF(r=2), ATC(r=2), EViT(r=2)]
 
 
 @pytest.mark.parametrize("method", [MaMe(r=2), MaMe(r=2, tau=0.5), Ward(r=2), Drop(r=2), *PUBLISHED], ids=str)
@@ -35,16 +35,16 @@ def test_nan_in_one_sample_leaves_the_others_alone(method):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("method", "leave"),
+    ("method", "r"),
     [(MaMe(tau=0.5), None), (MaMe(r=9, tau=0.0), 9), (ToMe(r=9), 9), (Ward(tau=0.2), None), (Ward(r=9), 9)],
     ids=str,
 )
-def test_half_precision_keeps_mass(dtype, method, leave):
+def test_half_precision_keeps_mass(dtype, method, r):
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(1, 1, 32, generator=generator) + 0.7 * torch.randn(2, 99, 32, generator=generator)).to(dtype)
     y, state = x, MergeState(1)
     for _ in range(3):
-        y, state = advance(state, method, y, leave)
+        y, state = advance(state, method, y, r)
     assert y.dtype == state.bias_B11N.dtype == dtype
     assert state.size_BN1.dtype == torch.float32
     assert y.shape[1] < 80
@@ -55,12 +55,12 @@ def test_half_precision_keeps_mass(dtype, method, leave):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
-    ("method", "leave"), [(MaMe(tau=0.5), None), (ToMe(r=9), 9), (Ward(tau=0.2), None), (Ward(r=9), 9)], ids=str
+    ("method", "r"), [(MaMe(tau=0.5), None), (ToMe(r=9), 9), (Ward(tau=0.2), None), (Ward(r=9), 9)], ids=str
 )
-def test_half_precision_selects_what_single_precision_does(dtype, method, leave):
+def test_half_precision_selects_what_single_precision_does(dtype, method, r):
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(1, 1, 32, generator=generator) + 0.7 * torch.randn(2, 99, 32, generator=generator)).to(dtype)
-    half, single = method.plan(plain(x, 1), leave), method.plan(plain(x.float(), 1), leave)
+    half, single = method.plan(plain(x, 1), r), method.plan(plain(x.float(), 1), r)
     assert torch.equal(half.index_BK, single.index_BK)
     assert torch.equal(half.matrix(), single.matrix())
     size = torch.ones(2, 99, 1)
@@ -81,7 +81,7 @@ def test_autocast_keeps_mass_and_restores(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "leave"),
+    ("method", "r"),
     [
         (MaMe(tau=-0.5), None),
         (MaMe(tau=0.1), None),
@@ -93,7 +93,7 @@ def test_autocast_keeps_mass_and_restores(method):
     ],
     ids=str,
 )
-def test_gradients_are_those_of_the_merge(method, leave):
+def test_gradients_are_those_of_the_merge(method, r):
     """gradcheck in float64, away from the thresholds: tokens, sizes and the attention bias."""
     torch.manual_seed(3)
     x = torch.randn(2, 8, 3, dtype=torch.float64, requires_grad=True)
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_the_merge(method, leave):
 
     def step(x):
         torch.manual_seed(0)
-        plan = method.plan(Tokens(x, x, sizes, 1, key_BHND=x[:, None], query_BHND=x[:, None]), leave)
+        plan = method.plan(Tokens(x, x, sizes, 1, key_BHND=x[:, None], query_BHND=x[:, None]), r)
         y, size = plan.merge(x, sizes)
         valid = size[..., 0] > 0
         bias = attention_bias(size, plan.valid_BK, prop_attn=True)
@@ -131,7 +131,7 @@ def test_tokens_that_are_zero_have_finite_gradients():
     x = rand(torch.Generator().manual_seed(0), 1, 5, 4)
     x[:, :2] = 0
     x.requires_grad_()
-    y, _ = ToFu(r=2).of_block(1, 2).plan(plain(x), 2).merge(x, torch.ones(1, 5, 1, dtype=x.dtype))
+    y, _ = ToFu(r=2).for_block(1, 2).plan(plain(x), 2).merge(x, torch.ones(1, 5, 1, dtype=x.dtype))
     y.sum().backward()
     assert x.grad.isfinite().all()
 

@@ -43,18 +43,18 @@ def test_agrees_with_the_loop(assignment, weighted, largest_norm):
     tokens, source_BR, target_BR, lost = assignment
     x_BNC, size_BN1 = tokens.x_BNC, tokens.size_BN1
     weight_BN1 = size_BN1.exp() if weighted else None
-    leaves_BR = None if lost is None else torch.arange(source_BR.shape[1]) < torch.tensor(lost)[:, None]
-    plan = make_plan(tokens, source_BR, target_BR, leaves_BR, weight_BN1)._replace(largest_norm=largest_norm)
+    removed_BR = None if lost is None else torch.arange(source_BR.shape[1]) < torch.tensor(lost)[:, None]
+    plan = make_plan(tokens, source_BR, target_BR, removed_BR, weight_BN1)._replace(largest_norm=largest_norm)
     y_BKC, y_BK1 = plan.merge(x_BNC, size_BN1)
     restored_BNC, matrix_BKN = plan.restore(y_BKC), plan.matrix(x_BNC.dtype)
     for b, x_NC in enumerate(x_BNC):
         length = x_BNC.shape[1] if tokens.valid_BN is None else int(tokens.valid_BN[b].sum())
-        leaving = source_BR.shape[1] if lost is None else lost[b]
-        going = dict(zip(source_BR[b, :leaving].tolist(), target_BR[b, :leaving].tolist(), strict=True))
+        removed = source_BR.shape[1] if lost is None else lost[b]
+        going = dict(zip(source_BR[b, :removed].tolist(), target_BR[b, :removed].tolist(), strict=True))
         sizes = size_BN1[b, :length, 0].tolist()
         weights = sizes if weight_BN1 is None else weight_BN1[b, :length, 0].tolist()
         expected = oracle.merge_into(x_NC[:length].tolist(), weights, sizes, going, largest_norm)
-        k = length - leaving
+        k = length - removed
         assert plan.tokens()[b] == k
         assert plan.index_BK[b, :k].tolist() == list(expected)
         values, totals = zip(*expected.values(), strict=True)

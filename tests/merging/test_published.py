@@ -22,7 +22,7 @@ METHODS_AND_LOOPS = {
     "evit": (EViT(r=3), published.evit),
     **{
         f"{name}, block {block}": (
-            method(r=3).of_block(block, DEPTH),
+            method(r=3).for_block(block, DEPTH),
             lambda sample, r, loop=loop, block=block: loop(sample, r, block, DEPTH),
         )
         for name, method, loop, blocks in (
@@ -117,7 +117,7 @@ def keeps(method, x_BNC: torch.Tensor, r: int) -> set[str]:
 
 EACH = {name: method for name, (method, _) in METHODS_AND_LOOPS.items()} | {
     "ward": Ward(r=3),
-    "paper": MaMe(r=3),
+    "mame": MaMe(r=3),
     "drop": Drop(r=3),
 }
 

@@ -7,7 +7,7 @@ from mame_lab.merging.schedule import make_schedule
 
 
 @pytest.mark.parametrize(
-    ("settings", "depth", "patches", "leaving"),
+    ("settings", "depth", "patches", "removed"),
     [
         ({"r": 8}, 12, 196, [8] * 8 + [0] * 4),
         ({"r": 8, "blocks": 3}, 4, 64, [8, 8, 8, 0]),
@@ -28,17 +28,17 @@ from mame_lab.merging.schedule import make_schedule
         ({"r": 8, "schedule": "diffrate"}, 3, 256, [0, 5, 26]),
     ],
 )
-def test_tokens_that_leave(settings, depth, patches, leaving):
-    assert MaMe(**settings).schedule_for(depth).walk(patches) == leaving
+def test_tokens_that_leave(settings, depth, patches, removed):
+    assert MaMe(**settings).schedule_for(depth).walk(patches) == removed
 
 
 @pytest.mark.parametrize(
-    ("settings", "leaving"),
+    ("settings", "removed"),
     [
         ({}, [15, 11, 9, 6]),
         ({"blocks": 1}, [32, 0, 0, 0]),
         ({"tau": 0.9}, [None] * 4),
-        ({"tau": 0.9, "batch": "packed"}, [None] * 4),
+        ({"tau": 0.9, "batching": "packed"}, [None] * 4),
         ({"tau": 0.9, "blocks": 1}, [None, 0, 0, 0]),
         ({"blocks": 0}, [0] * 4),
         ({"tau": 1}, [0] * 4),
@@ -46,15 +46,15 @@ def test_tokens_that_leave(settings, depth, patches, leaving):
         ({"r": 8}, [8, 8, 0, 0]),
     ],
 )
-def test_ward_without_a_budget(settings, leaving):
-    assert Ward(**settings).schedule_for(4).walk(64) == leaving
+def test_ward_without_a_budget(settings, removed):
+    assert Ward(**settings).schedule_for(4).walk(64) == removed
 
 
 TWELVE_TIMES_16 = [16] * 11 + [10]
 
 
 @pytest.mark.parametrize(
-    ("method", "depth", "leaving"),
+    ("method", "depth", "removed"),
     [
         (ToMe(r=16), 12, TWELVE_TIMES_16),
         (ToFu(r=16), 12, TWELVE_TIMES_16),
@@ -69,8 +69,8 @@ TWELVE_TIMES_16 = [16] * 11 + [10]
         (EViT(r=10), 2, [10, 10]),
     ],
 )
-def test_a_published_method_merges_where_it_is_published(method, depth, leaving):
-    assert method.schedule_for(depth).walk(196) == leaving
+def test_a_published_method_merges_where_it_is_published(method, depth, removed):
+    assert method.schedule_for(depth).walk(196) == removed
 
 
 def test_what_a_method_truncates_of_its_own_accord_is_logged(caplog):
@@ -131,7 +131,7 @@ def test_clamp_says_what_results(caplog):
         ({"tau": -1.1}, "mame.tau=-1.1"),
         ({"blocks": -2}, "mame.blocks=-2"),
         ({"blocks": 0.5}, "mame.blocks=0.5"),
-        ({"batch": "mean"}, "mame.batch=mean"),
+        ({"batching": "mean"}, "mame.batching=mean"),
     ],
 )
 def test_values_out_of_range_name_the_key(settings, named):
@@ -142,16 +142,20 @@ def test_values_out_of_range_name_the_key(settings, named):
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: Ward(batch="union"), "mame.batch=union is for adaptive merging"),
-        (lambda: MaMe(r=8, batch="packed"), "mame.batch=packed is for adaptive merging"),
-        (lambda: MaMe(r=8, tau=0.9, batch="packed"), "mame.batch=packed is for adaptive merging"),
-        (lambda: Ward(flops=0.5, batch="packed"), "mame.batch=packed is for adaptive merging"),
-        (lambda: MaMe(flops=0.5, tau=0.9, batch="packed"), "mame.batch=packed is for adaptive merging"),
+        (lambda: Ward(batching="union"), "mame.batching=union is for adaptive merging"),
+        (lambda: MaMe(r=8, batching="packed"), "mame.batching=packed is for adaptive merging"),
+        (lambda: MaMe(r=8, tau=0.9, batching="packed"), "mame.batching=packed is for adaptive merging"),
+        (lambda: Ward(flops=0.5, batching="packed"), "mame.batching=packed is for adaptive merging"),
+        (lambda: MaMe(flops=0.5, tau=0.9, batching="packed"), "mame.batching=packed is for adaptive merging"),
         (lambda: MaMe(clamp=True), "mame.clamp=true truncates a budget"),
         (lambda: Ward(clamp=True), "mame.clamp=true truncates a budget"),
         (lambda: Ward(tau=[0.9, 1], clamp=True), "mame.clamp=true truncates a budget"),
-        (lambda: Ward(flops=0.5, schedule="adaptive", clamp=True), "mame.clamp=true truncates a budget"),
-        (lambda: MaMe(flops=0.5, schedule="adaptive", tau=0.9), "mame.tau=0.9 and mame.schedule=adaptive exclude"),
+        (lambda: ToMe(flops=0.5, solve="adaptive"), "mame.solve=adaptive is not for mame=tome, which has no thresh"),
+        (lambda: Ward(r=8, solve="adaptive"), "mame.solve=adaptive says how a target is met: set mame.flops or"),
+        (lambda: Ward(flops=0.5, solve="learned"), "mame.solve=learned is not known: choose from arithmetic, adapt"),
+        (lambda: Ward(flops=0.5, schedule="adaptive"), "mame.schedule=adaptive is called mame.solve=adaptive now"),
+        (lambda: Ward(flops=0.5, solve="adaptive", clamp=True), "mame.clamp=true truncates a budget"),
+        (lambda: MaMe(flops=0.5, solve="adaptive", tau=0.9), "mame.tau=0.9 and mame.solve=adaptive exclude"),
         (lambda: MaMe(tau=0.9, schedule="linear"), "mame.schedule=linear shares out a budget or a target"),
         (lambda: Ward(r=8, tau=0.9), r"mame.r=8 and mame.tau=0.9 exclude each other for mame=ward"),
         (lambda: ToMe().schedule_for(4), "mame=tome needs a budget: set mame.r"),

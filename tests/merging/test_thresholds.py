@@ -34,7 +34,10 @@ def test_each_block_has_its_own_threshold(family):
         ({"tau": [0.9], "blocks": 3}, r"mame.blocks=3 contradicts mame.tau=\[0.9\]"),
         ({"tau": [0.9], "r": 3}, r"mame.r=3 contradicts mame.tau=\[0.9\]"),
         ({"tau": [0.9], "schedule": "linear"}, r"mame.schedule=linear contradicts mame.tau=\[0.9\]"),
-        ({"flops": 0.5, "schedule": "learned"}, "mame.schedule=learned is not known here: choose from .*, adaptive"),
+        (
+            {"flops": 0.5, "schedule": "learned"},
+            "mame.schedule=learned is not known here: choose from geometric, .*rate",
+        ),
     ],
     ids=str,
 )

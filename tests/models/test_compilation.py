@@ -13,7 +13,7 @@ import mame_lab
 from mame_lab import MameLabError
 from mame_lab.measure import speed
 from mame_lab.measure.result import Result
-from mame_lab.models import twin, unmerged_twin
+from mame_lab.models import shared_copy, unmerged_copy
 from mame_lab.models.compilation import check_compiles, compile_models
 
 HOUR = 3600.0
@@ -99,7 +99,7 @@ def test_names_stay_and_copies_are_not_compiled(graphs):
     keys = list(model.state_dict())
     compile_models(model)
     assert list(model.state_dict()) == keys
-    for copy in (twin(model), unmerged_twin(model)):
+    for copy in (shared_copy(model), unmerged_copy(model)):
         copy(images())
     assert not graphs
     model(images())

@@ -28,7 +28,7 @@ from torch import nn
 import mame_lab
 from mame_lab.measure.comparison import captured_input
 from mame_lab.merging import Drop, MaMe, Method, ToMe, Ward
-from mame_lab.models import family_of, unmerged_twin
+from mame_lab.models import family_of, unmerged_copy
 
 BUDGETS = {
     "ward, budget": Ward(r=5),
@@ -36,10 +36,10 @@ BUDGETS = {
     "paper, spread": MaMe(r=0.1, tau=0.5),
     "tome": ToMe(r=5),
 }
-SINGLES = BUDGETS | {"ward": Ward(tau=0.8), "paper": MaMe(tau=0.85, blocks=DEPTH)}
+SINGLES = BUDGETS | {"ward": Ward(tau=0.8), "mame": MaMe(tau=0.85, blocks=DEPTH)}
 ALL = SINGLES | {
-    "packed": Ward(tau=0.8, batch="packed"),
-    "union": MaMe(tau=0.3, batch="union", blocks=DEPTH),
+    "packed": Ward(tau=0.8, batching="packed"),
+    "union": MaMe(tau=0.3, batching="union", blocks=DEPTH),
     "drop": Drop(r=5),
 }
 # The two that look at all there is to see go with every family, the others with one of each way to pool.
@@ -70,10 +70,10 @@ def forward(model: nn.Module, x: torch.Tensor, method: Method | None = None) -> 
 class Spy(Drop):
     """Records the tokens that enter the first merge."""
 
-    def plan(self, tokens, leave):
+    def plan(self, tokens, r):
         if not hasattr(self, "seen"):
             self.seen = tokens
-        return super().plan(tokens, leave)
+        return super().plan(tokens, r)
 
 
 @every(
@@ -83,7 +83,7 @@ class Spy(Drop):
         "list": Ward(r=[0] * DEPTH),
         "blocks": Ward(blocks=0),
         "paper, r": MaMe(r=0),
-        "paper, tau": MaMe(tau=1, batch="union"),
+        "paper, tau": MaMe(tau=1, batching="union"),
         "tome": ToMe(r=0),
         "drop": Drop(r=5, blocks=0),
     },
@@ -134,7 +134,7 @@ def test_remove_gives_the_model_back(family, method):
 @every_family
 def test_applying_again_replaces(family):
     model, x = build(family), inputs(family)
-    mame_lab.apply(model, tau=0.8, batch="packed")
+    mame_lab.apply(model, tau=0.8, batching="packed")
     assert torch.equal(forward(model, x, MaMe(r=3)), forward(build(family), x, MaMe(r=3)))
     assert type(mame_lab.apply(model, r=0)) is type(build(family))
 
@@ -153,14 +153,14 @@ def test_a_refused_schedule_leaves_the_model_as_it_was(family):
 @every(
     {
         "ward": Ward(tau=1 - 1e-9),
-        "packed": Ward(tau=1 - 1e-9, batch="packed"),
-        "paper": MaMe(tau=1 - 1e-9, blocks=DEPTH),
+        "packed": Ward(tau=1 - 1e-9, batching="packed"),
+        "mame": MaMe(tau=1 - 1e-9, blocks=DEPTH),
         "ward, budget": Ward(r=4),
         "paper, budget": MaMe(r=4),
         "paper, spread": MaMe(r=4, tau=0.999),
         "tome": ToMe(r=4),
     },
-    everywhere=("ward", "paper", "tome"),
+    everywhere=("ward", "mame", "tome"),
 )
 def test_copies_are_neutral(family, method):
     model = build(family)
@@ -238,7 +238,7 @@ def shapes(features) -> list:
     return features.shape if isinstance(features, torch.Tensor) else [shapes(each) for each in features]
 
 
-@every({"ward": Ward(r=4), "packed": Ward(tau=1 - 1e-9, batch="packed")})
+@every({"ward": Ward(r=4), "packed": Ward(tau=1 - 1e-9, batching="packed")})
 @torch.no_grad()
 def test_intermediates_of_copies_are_those_of_the_plain_model(family, method):
     """Restored grids are in the right order, at any depth."""
@@ -297,10 +297,10 @@ def test_twin_shares_the_weights_and_does_not_merge(family):
     model, x = build(family), inputs(family)
     expected = forward(model, x)
     merged = forward(model, x, MaMe(r=5))
-    twin = unmerged_twin(model)
-    assert torch.equal(forward(twin, x), expected)
+    shared_copy = unmerged_copy(model)
+    assert torch.equal(forward(shared_copy, x), expected)
     assert torch.equal(forward(model, x), merged)
-    assert all(a is b for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(a is b for a, b in zip(model.parameters(), shared_copy.parameters(), strict=True))
 
 
 @every(ALL, everywhere=("ward",))

@@ -16,7 +16,7 @@ import mame_lab
 from mame_lab import MaMe, MameLabError, ToMe, UnsupportedModelError, Ward
 from mame_lab.merging import Drop, ToMeSD
 from mame_lab.merging.grid.settings import Grid
-from mame_lab.models import family_of, merges, twin
+from mame_lab.models import family_of, merges, shared_copy
 from mame_lab.models.diffusers.unet import MergingAttention, UNetMergeContext
 
 SMALL = {
@@ -201,7 +201,7 @@ def test_copies_and_files_of_a_merging_unet():
     merged = run(unet)
     copied = copy.deepcopy(unet)
     assert torch.equal(run(copied), merged)
-    shared = twin(unet)
+    shared = shared_copy(unet)
     assert {id(p) for p in shared.parameters()} == {id(p) for p in unet.parameters()}
     mame_lab.remove(shared)
     assert not merges(shared)

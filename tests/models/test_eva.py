@@ -74,7 +74,7 @@ def test_packed_samples_keep_their_rotary_embeddings(name: str):
     model, x = build(name), images()
     expected = mame_lab.apply(model, tau=0.8)(x)
     assert model.plans(x)[-1].tokens().unique().numel() > 1
-    packed = mame_lab.apply(model, tau=0.8, batch="packed")(x)
+    packed = mame_lab.apply(model, tau=0.8, batching="packed")(x)
     torch.testing.assert_close(packed, expected, rtol=1e-11, atol=1e-12)
 
 

@@ -29,8 +29,8 @@ class WithPlaces(nn.Module):
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         method, places = self.model.method, []
 
-        def plan(tokens, leave):
-            made = type(method).plan(method, tokens, leave)
+        def plan(tokens, r):
+            made = type(method).plan(method, tokens, r)
             places.append(made.index_BK)
             return made
 
@@ -78,7 +78,7 @@ def test_exports_for_any_batch_size(family, budget, onnx):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("method", [Ward(tau=0.8, blocks=1), MaMe(tau=0.3, batch="union", blocks=1)], ids=str)
+@pytest.mark.parametrize("method", [Ward(tau=0.8, blocks=1), MaMe(tau=0.3, batching="union", blocks=1)], ids=str)
 def test_adaptive_merging_is_not_exported_with_the_counts_of_one_batch(method):
     with pytest.raises(Exception, match="data-dependent"):
         exported(mame_lab.apply(build("vit", depth=1).float(), method))

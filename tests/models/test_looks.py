@@ -17,9 +17,9 @@ class Looks(Ward):
 
     needs = frozenset({"keys", "queries"})
 
-    def plan(self, tokens, leave):
+    def plan(self, tokens, r):
         self.seen = [*getattr(self, "seen", ()), tokens]
-        return super().plan(tokens, leave)
+        return super().plan(tokens, r)
 
 
 class Calls(TorchFunctionMode):
@@ -64,7 +64,7 @@ def test_the_class_attention_is_that_of_the_model(family, settings):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_the_same_where_samples_are_packed(family):
     padded, _ = looked(family, tau=0.8)
-    packed, _ = looked(family, tau=0.8, batch="packed")
+    packed, _ = looked(family, tau=0.8, batching="packed")
     assert any(tokens.valid_BN is not None for tokens in packed)
     for one, other in zip(packed, padded, strict=True):
         torch.testing.assert_close(one.class_attention(), other.class_attention(), rtol=1e-11, atol=1e-14)

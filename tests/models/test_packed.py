@@ -11,7 +11,7 @@ from mame_lab.models import family_of
 
 # Families with a class token, registers, average pooling and attention pooling.
 SOME = ("vit", "registers", "vit_avg", "siglip")
-METHODS = {"ward": (Ward, {"tau": 0.8}), "paper": (MaMe, {"tau": 0.85, "blocks": DEPTH})}
+METHODS = {"ward": (Ward, {"tau": 0.8}), "mame": (MaMe, {"tau": 0.85, "blocks": DEPTH})}
 CASES = [
     pytest.param(family, *METHODS[name], prop_attn, id=f"{family}-{name}-{prop_attn}")
     for family in FAMILIES
@@ -38,7 +38,7 @@ def assert_equal(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 def test_packed_equals_padded(family, method, settings, prop_attn):
     model, x = build(family), inputs(family, 5)
     expected = outputs(mame_lab.apply(model, method(**settings, prop_attn=prop_attn)), x)
-    mame_lab.apply(model, method(**settings, prop_attn=prop_attn, batch="packed"))
+    mame_lab.apply(model, method(**settings, prop_attn=prop_attn, batching="packed"))
     assert_equal(outputs(model, x), expected, 1e-12)
     with torch.no_grad():
         tokens_B, counts = state(model, x).valid_BN.sum(1), family_of(model).trace(model, x)
@@ -50,7 +50,7 @@ def test_packed_equals_padded(family, method, settings, prop_attn):
 def test_packed_equals_padded_in_float32(family):
     model, x = build(family).float(), inputs(family, 5).float()
     expected = outputs(mame_lab.apply(model, tau=0.8), x)
-    assert_equal(outputs(mame_lab.apply(model, tau=0.8, batch="packed"), x), expected, 1e-5)
+    assert_equal(outputs(mame_lab.apply(model, tau=0.8, batching="packed"), x), expected, 1e-5)
 
 
 @pytest.mark.parametrize("family", SOME)
@@ -58,7 +58,7 @@ def test_packed_equals_padded_in_float32(family):
 def test_samples_that_keep_equally_many_need_no_packing(family, x):
     model = build(family)
     expected = outputs(mame_lab.apply(model, tau=0.8), x)
-    assert_equal(outputs(mame_lab.apply(model, tau=0.8, batch="packed"), x), expected, 0)
+    assert_equal(outputs(mame_lab.apply(model, tau=0.8, batching="packed"), x), expected, 0)
 
 
 def tokens_in_mlps(model: nn.Module, x: torch.Tensor) -> list[int]:
@@ -76,7 +76,7 @@ def tokens_in_mlps(model: nn.Module, x: torch.Tensor) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_no_padding_is_computed_but_in_training(family):
-    model, x = mame_lab.apply(build(family), tau=0.8, batch="packed"), inputs(family, 5)
+    model, x = mame_lab.apply(build(family), tau=0.8, batching="packed"), inputs(family, 5)
     counts = family_of(model).trace(model, x)
     true, padded = [int(tokens_B.sum()) for tokens_B in counts], [5 * int(tokens_B.max()) for tokens_B in counts]
     assert tokens_in_mlps(model, x) == true
@@ -101,13 +101,13 @@ def test_gradients_are_those_of_padded_samples(family, mode):
     model, x = build(family).train(mode == "train"), inputs(family)
     checkpointing(model, mode == "checkpointing")
     expected = gradients(mame_lab.apply(model, MaMe(tau=0.8, blocks=DEPTH)), x)
-    packed = gradients(mame_lab.apply(model, MaMe(tau=0.8, blocks=DEPTH, batch="packed")), x)
+    packed = gradients(mame_lab.apply(model, MaMe(tau=0.8, blocks=DEPTH, batching="packed")), x)
     assert len(packed) == len(expected) > 20
     for actual, gradient in zip(packed, expected, strict=True):
         assert (actual - gradient).norm() <= (0 if mode == "train" else 1e-11) * gradient.norm()
 
 
-@pytest.mark.parametrize("method", [Ward(tau=0.8, batch="packed"), ToMe(r=5)], ids=lambda method: method.method)
+@pytest.mark.parametrize("method", [Ward(tau=0.8, batching="packed"), ToMe(r=5)], ids=lambda method: method.method)
 @pytest.mark.parametrize("family", ["vit", "eva02"])
 @torch.no_grad()
 def test_unfused_attention_is_refused(family, method):
@@ -122,8 +122,8 @@ def test_unfused_attention_is_refused(family, method):
 
 @pytest.mark.parametrize("method", [Ward, MaMe])
 def test_a_budget_is_not_packed(method):
-    with pytest.raises(mame_lab.MameLabError, match=r"^mame.batch=packed is for adaptive merging"):
-        method(r=5, batch="packed")
+    with pytest.raises(mame_lab.MameLabError, match=r"^mame.batching=packed is for adaptive merging"):
+        method(r=5, batching="packed")
 
 
 class Keys(MaMe):
@@ -147,7 +147,7 @@ def keys_by_hand(model: nn.Module, index: int, input_BNC: torch.Tensor) -> torch
 @pytest.mark.parametrize("qk_norm", [False, True])
 @torch.no_grad()
 def test_keys_are_those_of_the_models_attention(qk_norm, batch):
-    model, method = build("registers", qk_norm=qk_norm), Keys(tau=0.8, batch=batch)
+    model, method = build("registers", qk_norm=qk_norm), Keys(tau=0.8, batching=batch)
     for parameter in model.blocks[0].attn.k_norm.parameters():
         parameter.uniform_(0.5, 2)
     mame_lab.apply(model, method)(images(5))
@@ -163,7 +163,7 @@ def test_keys_are_those_of_the_models_attention(qk_norm, batch):
 def test_packed_on_keys_equals_padded():
     model, x = build("registers"), images(5)
     expected = outputs(mame_lab.apply(model, Keys(tau=0.85)), x)
-    assert_equal(outputs(mame_lab.apply(model, Keys(tau=0.85, batch="packed")), x), expected, 1e-12)
+    assert_equal(outputs(mame_lab.apply(model, Keys(tau=0.85, batching="packed")), x), expected, 1e-12)
 
 
 @pytest.mark.parametrize("method", [Ward(tau=0.8), ToMe(r=5)], ids=lambda method: method.method)
@@ -174,9 +174,9 @@ def test_a_step_is_given_what_its_block_computed(method: Method):
     plan = type(method).plan
 
     class Seen(type(method)):
-        def plan(self, tokens, leave):
+        def plan(self, tokens, r):
             seen["tokens"] = tokens
-            return plan(self, tokens, leave)
+            return plan(self, tokens, r)
 
     model.blocks[0].attn.register_forward_pre_hook(lambda _, args: seen.update(input=args[0]))
     mame_lab.apply(
@@ -206,6 +206,6 @@ def test_packed_equals_padded_in_half_precision(family, dtype, device):
     x = copies(model).to(device, dtype)
     model = model.to(device, dtype)
     expected = outputs(mame_lab.apply(model, tau=0.9), x)
-    actual = outputs(mame_lab.apply(model, tau=0.9, batch="packed"), x)
+    actual = outputs(mame_lab.apply(model, tau=0.9, batching="packed"), x)
     assert any(plan is not None and plan.valid_BK is not None for plan in family_of(model).plans(model, x))
     assert_equal(actual, expected, 4 * torch.finfo(dtype).eps)

@@ -17,7 +17,7 @@ from torch import Tensor
 import mame_lab
 from mame_lab.measure.fidelity import Fidelity
 from mame_lab.merging import ToMe, Ward
-from mame_lab.models import twin
+from mame_lab.models import shared_copy
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.timm import load
 
@@ -48,7 +48,7 @@ def reference(folder):
 @pytest.fixture(scope="module")
 def resampled_as_original(folder, pretrained):
     """The loaded model with the one thing that timm does otherwise: the position embedding without antialiasing."""
-    model = twin(pretrained)
+    model = shared_copy(pretrained)
     trained_1NC = load_file(folder / "dinov2_vits14_fp16.safetensors")["pos_embed"].float()
     model.pos_embed = torch.nn.Parameter(
         resample_abs_pos_embed(trained_1NC, GRID, TRAINED_GRID, num_prefix_tokens=1, antialias=False)
@@ -88,7 +88,7 @@ def test_loaded_weights_give_the_tokens_and_maps_of_the_original_network(resampl
 
 @pytest.mark.parametrize("order", [(1, 2, 0), (1, 0, 2), (0, 2, 1)])
 def test_it_would_notice_query_key_and_value_in_another_order(resampled_as_original, reference, folder, order):
-    model = twin(resampled_as_original)
+    model = shared_copy(resampled_as_original)
     for block in model.blocks:
         for name, tensor in dict(block.attn.qkv.named_parameters()).items():
             reordered = tensor.detach().unflatten(0, (3, -1))[list(order)].flatten(0, 1)
@@ -113,7 +113,7 @@ def test_merging_moves_features_little_and_less_with_proportional_attention(pret
 
     def error(method) -> float:
         fidelity = Fidelity()
-        fidelity.update(None, None, mame_lab.apply(twin(pretrained), method)(x), unmerged_BC)
+        fidelity.update(None, None, mame_lab.apply(shared_copy(pretrained), method)(x), unmerged_BC)
         return fidelity.compute().feature_error
 
     for method in (Ward, ToMe):

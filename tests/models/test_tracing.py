@@ -132,7 +132,7 @@ def test_a_unet_is_traced_for_any_batch(method):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.parametrize("method", [Ward(tau=0.8), MaMe(tau=0.3, batch="union"), ATC(r=3)], ids=str)
+@pytest.mark.parametrize("method", [Ward(tau=0.8), MaMe(tau=0.3, batching="union"), ATC(r=3)], ids=str)
 def test_what_one_batch_decides_is_not_traced(method):
     model = mame_lab.apply(build("vit", depth=2), method)
     with pytest.raises(

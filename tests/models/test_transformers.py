@@ -210,9 +210,9 @@ def test_dropped_patches_do_not_count_in_the_mean():
 class Keys(ToMe):
     """Remembers what it was given."""
 
-    def plan(self, tokens, leave):
+    def plan(self, tokens, r):
         self.given = [*getattr(self, "given", ()), tokens]
-        return super().plan(tokens, leave)
+        return super().plan(tokens, r)
 
 
 @pytest.mark.parametrize(("name", "key"), [("videomae", "attention.attention.key"), ("hf_vit", "attention.k_proj")])

@@ -8,7 +8,7 @@ import yaml
 from mame_lab.measure.conditions import Conditions
 from mame_lab.measure.paired import Change
 from mame_lab.measure.proportion import Proportion
-from mame_lab.measure.result import Arm, Result
+from mame_lab.measure.result import ModelMeasurement, Result
 
 CONDITIONS = Conditions(
     device="Example GPU",
@@ -28,7 +28,7 @@ def make_result(
     hits: int | None = 800, speed: float = 1500.0, gflops: float = 2.0, model: str = "vit_s", **changed
 ) -> Result:
     """Of 1000 images; unmerged has 810 hits, 1000 samples/s and 4 GFLOPs."""
-    unmerged = Arm(
+    unmerged = ModelMeasurement(
         gflops=4.0,
         tokens=[100.0] * 3,
         samples_per_s=1000.0,

@@ -285,8 +285,8 @@ def test_a_method_without_a_threshold_at_another_amount():
 @pytest.mark.parametrize(
     ("stored", "said"),
     [
-        (["mame.tau=0.9", "mame.batch=packed"], "mame.r=8"),
-        (["mame.tau=0.9", "mame.batch=union"], "mame.flops=0.5"),
+        (["mame.tau=0.9", "mame.batching=packed"], "mame.r=8"),
+        (["mame.tau=0.9", "mame.batching=union"], "mame.flops=0.5"),
         (["mame.r=8", "mame.clamp=true"], "mame.tau=0.9"),
         (["mame.r=8", "mame.schedule=linear"], "mame.tau=0.9"),
     ],
@@ -294,22 +294,22 @@ def test_a_method_without_a_threshold_at_another_amount():
 def test_what_went_with_the_amount_of_a_checkpoint_goes_with_it(stored, said):
     merged = config.override(values("train", *stored), values("eval", said), [said])
     method = config.typed(config.EvalConfig, merged).mame
-    assert (method.batch, method.clamp) == ("per_sample", False)
+    assert (method.batching, method.clamp) == ("per_sample", False)
 
 
 def test_thresholds_of_a_checkpoint_stay_packed_where_others_are_solved_for():
-    said = ["mame.flops=0.5", "mame.schedule=adaptive"]
-    for stored in (["mame.tau=0.9", "mame.batch=packed"], ["mame.r=8", "mame.clamp=true"]):
+    said = ["mame.flops=0.5", "mame.solve=adaptive"]
+    for stored in (["mame.tau=0.9", "mame.batching=packed"], ["mame.r=8", "mame.clamp=true"]):
         merged = config.override(values("train", *stored), values("eval", *said), said)
         method = config.typed(config.EvalConfig, merged).mame
-        assert (method.batch == "packed", method.clamp) == ("mame.batch=packed" in stored, False)
+        assert (method.batching == "packed", method.clamp) == ("mame.batching=packed" in stored, False)
 
 
 def test_a_key_that_is_not_for_the_method_of_a_checkpoint_is_named():
     stored = values("train", "mame=tome", "mame.r=8")
     with pytest.raises(MameLabError, match=r"mame.tau=0.9 is not for mame=tome, which the checkpoint carries: leave"):
         config.override(stored, values("eval", "mame.tau=0.9"), ["mame.tau=0.9"])
-    said = ["mame=paper", "mame.tau=0.9"]
+    said = ["mame=mame", "mame.tau=0.9"]
     assert config.override(stored, values("eval", *said), said)["mame"]["tau"] == 0.9
 
 

@@ -181,8 +181,8 @@ def test_bad_inputs_name_the_key(entry_point, tmp_path, folder):
 
 
 def test_pictures_and_the_effect_of_the_batch(entry_point, tmp_path, capsys):
-    entry_point("eval", tmp_path / "union", *TINY, "mame.batch=union", "mame.tau=0.5", "visualize=2")
-    assert "mame.batch=union" in capsys.readouterr().out.partition("Measured on")[2].partition("share of GFLOPs")[0]
+    entry_point("eval", tmp_path / "union", *TINY, "mame.batching=union", "mame.tau=0.5", "visualize=2")
+    assert "mame.batching=union" in capsys.readouterr().out.partition("Measured on")[2].partition("share of GFLOPs")[0]
     pictures = {path.name for path in (tmp_path / "union").glob("*.png")}
     assert pictures == {"merging.png", "tokens.png", "union.png"}
     sizes = [line.split(",")[0] for line in (tmp_path / "union/union.csv").read_text().splitlines()]

@@ -77,7 +77,7 @@ def test_the_commands_of_the_header_compose(path):
     if not run.generates:
         assert run.dataset.name in ("imagenet", "kinetics400")
         assert run.dataset.root == "FOLDER"
-    assert run.mame.method == "paper"
+    assert run.mame.method == "mame"
     assert (run.mame.r if run.generates else run.mame.flops) < 1
     assert (run.model.weights == "FILE") is header(path)["Weights"].startswith("FILE is")
     for key in {"Before", "Unmerged"} & set(header(path)):
@@ -89,7 +89,7 @@ def test_the_commands_of_the_header_compose(path):
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_our_own_compose_too(path):
     run, before = composed(*command(path)), composed(*command(path, "Before"))
-    assert run.mame.target
+    assert run.mame.has_target
     assert before.mame.schedule_for(12).off
     assert run.finetune.cache is before.finetune.cache is True
     assert (run.model.weights, before.model.weights) == ("CKPT", "FILE")

@@ -17,11 +17,13 @@ from lightning.pytorch.loggers import WandbLogger
 
 from mame_lab.measure.conditions import Conditions
 from mame_lab.measure.proportion import Proportion
-from mame_lab.measure.result import Arm, Result
+from mame_lab.measure.result import ModelMeasurement, Result
 from mame_lab.runs.loggers import TRADEOFF, Csv, Wandb, log_result
 
 CONFIG = {"optim": {"lr": 0.1, "betas": [0.9, 0.95]}, "mame": {"r": None}}
-UNMERGED = Arm(gflops=4, tokens=[9, 9], samples_per_s=80, latency_ms_p50=3, latency_ms_p95=4, top1=Proportion(3, 4))
+UNMERGED = ModelMeasurement(
+    gflops=4, tokens=[9, 9], samples_per_s=80, latency_ms_p50=3, latency_ms_p95=4, top1=Proportion(3, 4)
+)
 RESULT = Result(
     merged=replace(UNMERGED, gflops=2, tokens=[9, 6], samples_per_s=120, top1=Proportion(2, 4)),
     unmerged=UNMERGED,

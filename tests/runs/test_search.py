@@ -68,7 +68,7 @@ def test_a_real_search_goes_on_where_it_ended(search, tmp_path, capsys):
         result = Result.load(tmp_path / str(trial.number) / "result.json")
         assert trial.values == [result.merged.top1.value, result.merged.latency_ms_p50]
     assert Result.load(tmp_path / "0/result.json").merged.tokens == [100] * 3
-    assert found[1].params == {"leaving": 0.5, "block_00": 2, "block_01": 2, "block_02": 2}
+    assert found[1].params == {"removed": 0.5, "block_00": 2, "block_01": 2, "block_02": 2}
     assert Result.load(tmp_path / "1/result.json").merged.tokens == [80, 64, 51]
     assert (tmp_path / "report.html").exists()
     assert "Pareto-optimal runs" in capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_what_a_killed_search_was_at_runs_again(search, tmp_path):
         return fake(cfg)
 
     study = optuna.load_study(study_name=STUDY, storage=f"sqlite:///{tmp_path / FILE}")
-    study.ask({"leaving": FloatDistribution(0, 0.9)})  # Killed as it was proposed: trial 3.
+    study.ask({"removed": FloatDistribution(0, 0.9)})  # Killed as it was proposed: trial 3.
     found = search(task, "hydra.sweeper.trials=5")
     assert [trial.state for trial in found] == [*[TrialState.COMPLETE] * 3, TrialState.FAIL, TrialState.COMPLETE]
     assert [number for number, _ in jobs] == [2, 4]
@@ -191,16 +191,16 @@ def test_ranges_are_in_hydras_syntax():
 def test_every_schedule_can_run():
     space = Schedules(6)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    extremes = [space.unmerged(), {"leaving": 0.9, **{f"block_{i:02d}": 4 * (i == 2) for i in range(6)}}]
+    extremes = [space.unmerged(), {"removed": 0.9, **{f"block_{i:02d}": 4 * (i == 2) for i in range(6)}}]
     for parameters in (*extremes, *(study.ask(space.distributions()).params for _ in range(100))):
         said, *others = space.overrides(parameters)
         shares = OverridesParser.create().parse_overrides([said])[0].value()
         left, asked = 196, Ward(r=shares).schedule_for(6).walk(196)
-        for leave in asked:
-            assert leave <= left // 2
-            left -= leave
+        for r in asked:
+            assert r <= left // 2
+            left -= r
         if all(share < 0.5 for share in shares) and any(shares):
-            assert left == pytest.approx(196 * (1 - parameters["leaving"]), abs=6)
+            assert left == pytest.approx(196 * (1 - parameters["removed"]), abs=6)
     assert others == ["mame.blocks=null", "mame.schedule=null"]
     assert space.overrides(extremes[0])[0] == "mame.r=[0,0,0,0,0,0]"
     assert space.overrides(extremes[1])[0] == "mame.r=[0,0,0.5,0,0,0]"

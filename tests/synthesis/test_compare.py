@@ -15,7 +15,7 @@ from mame_lab.data.prompts import Prompts
 from mame_lab.measure.flops import gflops_by_shapes
 from mame_lab.measure.result import Result
 from mame_lab.merging import ToMeSD
-from mame_lab.models import twin
+from mame_lab.models import shared_copy
 from mame_lab.models.diffusers import load
 from mame_lab.models.settings import ModelSettings
 from mame_lab.synthesis import quality
@@ -84,7 +84,7 @@ def test_nothing_merged_is_the_same_image(entry_point, tmp_path):
 
 
 def test_an_image_follows_from_prompt_seed_and_arm(pipe):
-    unets = {"unmerged": pipe.unet, "tomesd": apply(twin(pipe.unet), ToMeSD(r=0.5))}
+    unets = {"unmerged": pipe.unet, "tomesd": apply(shared_copy(pipe.unet), ToMeSD(r=0.5))}
     options = {"num_inference_steps": 2, "height": 64, "width": 64}
     requests = [("a fox", 0), ("a fox", 1), ("a fox", 0), ("a lighthouse", 0)]
     first, other_seed, again, other_prompt = generate(pipe, unets, requests, options)
@@ -164,7 +164,7 @@ def test_judges_whose_weights_are_missing_are_left_out_by_name(monkeypatch, capl
     monkeypatch.setattr(quality, "_lpips", lambda: Image.open("no/such/weights"))
     monkeypatch.setattr(quality, "_clip_score", lambda: lambda images, prompts: 31.5)
     images = torch.rand(2, 3, 32, 32)
-    judges = quality.Judges(["lpips", "clip_score"])
+    judges = quality.ImageMetrics(["lpips", "clip_score"])
     assert judges(images, images + 0, ["a", "b"]) == {"clip_score": 31.5}
     assert "lpips is left out" in caplog.text
 

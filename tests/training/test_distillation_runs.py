@@ -48,14 +48,14 @@ def rows(folder):
 
 def stopped_at(step, monkeypatch):
     """The next run stops before this update."""
-    start = resume.Reseed.on_train_batch_start
+    start = resume.PerStepSeed.on_train_batch_start
 
     def on_train_batch_start(self, trainer, *arguments):
         if trainer.global_step == step:
             raise RuntimeError("killed")
         start(self, trainer, *arguments)
 
-    monkeypatch.setattr(resume.Reseed, "on_train_batch_start", on_train_batch_start)
+    monkeypatch.setattr(resume.PerStepSeed, "on_train_batch_start", on_train_batch_start)
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ TRAINING = [
 # train.py in processes that end themselves before the sixth update.
 KILLED = """
 import os, runpy, sys
-from mame_lab import resuming
-resuming.Reseed.on_train_batch_start = lambda self, trainer, *arguments: trainer.global_step == 5 and os._exit(1)
+from mame_lab.training import resume
+resume.PerStepSeed.on_train_batch_start = lambda self, trainer, *arguments: trainer.global_step == 5 and os._exit(1)
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -39,7 +39,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 # eval.py, in whose first process alone every schedule is solved as ward(r=[20,10,5]).
 SOLVED = """
 import runpy, sys
-from mame_lab import targets
+from mame_lab.solver import on_validation as targets
 from mame_lab.merging import Ward
 targets.solve = lambda *arguments: Ward(r=[20, 10, 5])
 del sys.argv[0]
@@ -130,7 +130,7 @@ def test_two_processes_learn_from_a_teacher_as_one(entry_point, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_at_the_budgets_of_one(entry_point, tmp_path):
-    overrides = [*TRAINING, "mame.r=10", "finetune.budgets=[0,5,20]"]
+    overrides = [*TRAINING, "mame.r=10", "finetune.random_r=[0,5,20]"]
     run("train", *overrides, *TWO, "dataset.batch_size=8", f"hydra.run.dir={tmp_path / 'two'}")
     entry_point("train", tmp_path / "one", *overrides, "trainer=cpu", "dataset.batch_size=16")
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)

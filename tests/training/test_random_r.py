@@ -15,7 +15,7 @@ from mame_lab.merging import MaMe, ToMe, Ward
 from mame_lab.tasks.classification import Classification
 from mame_lab.training.freeze import Finetune
 from mame_lab.training.random_r import DrawBudgets, callbacks
-from mame_lab.training.resume import Reseed
+from mame_lab.training.resume import PerStepSeed
 from mame_lab.training.trainer import TrainerSettings
 
 RUN = [
@@ -27,7 +27,7 @@ RUN = [
     "mame.r=10",
     "mame.blocks=3",
     "mame.schedule=linear",
-    "finetune.budgets=[0,4,0.25]",
+    "finetune.random_r=[0,4,0.25]",
 ]
 
 
@@ -61,7 +61,7 @@ def test_every_batch_trains_by_a_budget_and_all_else_by_the_configured_method(en
     own = Ward(r=10, blocks=3, schedule="linear")
     assert len(trained) == 12
     assert {method.r for method in trained} == {0, 4, 0.25}
-    assert all(method == own.at(method.r) for method in trained if method.r)
+    assert all(method == own.with_budget(method.r) for method in trained if method.r)
     assert validated
     assert all(method == own for method in validated)
     assert [round(tokens) for tokens in Result.load(tmp_path / "whole/result.json").merged.tokens] == [80, 70, 70]
@@ -71,11 +71,11 @@ def test_every_batch_trains_by_a_budget_and_all_else_by_the_configured_method(en
             raise RuntimeError("stopped")
         reseed(self, trainer, *arguments)
 
-    reseed = Reseed.on_train_batch_start
-    monkeypatch.setattr(Reseed, "on_train_batch_start", stop)
+    reseed = PerStepSeed.on_train_batch_start
+    monkeypatch.setattr(PerStepSeed, "on_train_batch_start", stop)
     with pytest.raises(RuntimeError, match="stopped"):
         entry_point("train", tmp_path / "stopped", *RUN)
-    monkeypatch.setattr(Reseed, "on_train_batch_start", reseed)
+    monkeypatch.setattr(PerStepSeed, "on_train_batch_start", reseed)
     seen["training_step"].clear()
     entry_point("train", tmp_path / "stopped", *RUN, "resume=auto")
     assert seen["training_step"] == trained[8:]
@@ -118,7 +118,7 @@ def test_draws_are_uniform_and_alike_in_all_processes():
     ("method", "at_4"),
     [
         (Ward(), Ward(r=4)),
-        (Ward(tau=0.9, blocks=5, batch="union"), Ward(r=4, blocks=5)),
+        (Ward(tau=0.9, blocks=5, batching="union"), Ward(r=4, blocks=5)),
         (Ward(r=8, blocks=[0, 2], schedule="linear"), Ward(r=4, blocks=[0, 2], schedule="linear")),
         (Ward(r=[1, 2, 3]), Ward(r=4)),
         (Ward(flops=0.5, schedule="linear"), Ward(r=4, schedule="linear")),
@@ -128,36 +128,36 @@ def test_draws_are_uniform_and_alike_in_all_processes():
     ],
 )
 def test_a_budget_takes_the_place_of_whatever_says_how_much_merges(method, at_4):
-    assert method.at(4) == at_4
+    assert method.with_budget(4) == at_4
 
 
 def test_a_budget_that_the_model_has_not_is_said_before_training(entry_point, tmp_path, seen):
-    with pytest.raises(MameLabError, match=r"^finetune.budgets=\[0, 60\]: mame.r=60 is too large for block 0"):
-        entry_point("train", tmp_path, *TINY, "finetune.budgets=[0,60]")
+    with pytest.raises(MameLabError, match=r"^finetune.random_r=\[0, 60\]: mame.r=60 is too large for block 0"):
+        entry_point("train", tmp_path, *TINY, "finetune.random_r=[0,60]")
     assert not seen["training_step"]
 
 
 @pytest.mark.parametrize(
     ("budgets", "others", "line"),
     [
-        ([1.5], {}, r"finetune.budgets=\[1.5\]: mame.r=1.5 is not valid"),
-        ([-1], {}, r"finetune.budgets=\[-1\]: mame.r=-1 is not valid"),
-        ([True], {}, r"finetune.budgets=\[True\]: mame.r=True is not valid"),
-        ([8, [4] * 6], {}, r"finetune.budgets=.*: \[4, 4, 4, 4, 4, 4\] is no budget"),
-        ([None], {}, "finetune.budgets=.*: None is no budget"),
-        ([], {}, r"finetune.budgets=\[\] holds none"),
-        ([4], {"mame": Ward(r=0)}, r"finetune.budgets=\[4\] and mame=off .or mame.r=0. exclude each other"),
-        ([4], {"mame": ToMe()}, "mame=tome needs a budget"),
-        ([4], {"mame": Ward(r=4, clamp=True)}, "and mame.clamp=true exclude each other"),
-        ([4], {"mame": Ward(flops=0.7, schedule="geometric")}, r"=\[4\]: mame.schedule=geometric"),
-        ([4], {"finetune": Finetune("head", budgets=[4], cache=True)}, "and finetune.cache=true exclude each other"),
+        ([1.5], {}, r"finetune.random_r=\[1.5\]: mame.r=1.5 is not valid"),
+        ([-1], {}, r"finetune.random_r=\[-1\]: mame.r=-1 is not valid"),
+        ([True], {}, r"finetune.random_r=\[True\]: mame.r=True is not valid"),
+        ([8, [4] * 6], {}, r"finetune.random_r=.*: \[4, 4, 4, 4, 4, 4\] is no budget"),
+        ([None], {}, "finetune.random_r=.*: None is no budget"),
+        ([], {}, r"finetune.random_r=\[\] holds none"),
+        ([4], {"method": Ward(r=0)}, r"finetune.random_r=\[4\] and mame=off .or mame.r=0. exclude each other"),
+        ([4], {"method": ToMe()}, "mame=tome needs a budget"),
+        ([4], {"method": Ward(r=4, clamp=True)}, "and mame.clamp=true exclude each other"),
+        ([4], {"method": Ward(flops=0.7, schedule="geometric")}, r"=\[4\]: mame.schedule=geometric"),
+        ([4], {"finetune": Finetune("head", random_r=[4], cache=True)}, "and finetune.cache=true exclude each other"),
         ([4], {"compile": True}, "and compile=true exclude each other"),
         ([4], {"trainer": TrainerSettings(strategy="fsdp")}, "and trainer.strategy=fsdp exclude each other"),
     ],
 )
 def test_what_is_wrong_is_said(budgets, others, line):
-    settings = {"mame": Ward(r=8), "compile": False, "trainer": TrainerSettings(), "seed": 0}
-    settings |= {"finetune": Finetune("full", budgets=budgets)} | others
+    settings = {"method": Ward(r=8), "compile": False, "trainer": TrainerSettings(), "seed": 0}
+    settings |= {"finetune": Finetune("full", random_r=budgets)} | others
     with pytest.raises(MameLabError, match=line) as raised:
         callbacks(build("vit"), SimpleNamespace(**settings))
     assert "\n" not in str(raised.value)

@@ -34,9 +34,9 @@ RUN = [
 # time.
 KILLED = """
 import os, runpy, signal, sys, torch
-from mame_lab import resuming
+from mame_lab.training import resume
 when, at = sys.argv[1], int(sys.argv[2])
-start, save, count = resume.Reseed.on_train_batch_start, torch.save, 0
+start, save, count = resume.PerStepSeed.on_train_batch_start, torch.save, 0
 
 def between(self, trainer, *arguments):
     if trainer.global_step == at:
@@ -52,7 +52,7 @@ def saving(checkpoint, file):
     save(checkpoint, file)
 
 if when == "between":
-    resume.Reseed.on_train_batch_start = between
+    resume.PerStepSeed.on_train_batch_start = between
 else:
     torch.save = saving
 sys.argv = [sys.argv[3], *sys.argv[4:]]

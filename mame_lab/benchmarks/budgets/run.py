@@ -21,7 +21,7 @@ from mame_lab.benchmarks.budgets.settings import Budgets
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
 from mame_lab.measure import speed
-from mame_lab.measure.comparison import accuracy, changes, check_classes, judge
+from mame_lab.measure.comparison import accuracy, changes, check_classes, evaluate_accuracy
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
 from mame_lab.measure.cost import gflops
 from mame_lab.measure.paired import Change
@@ -29,7 +29,7 @@ from mame_lab.measure.precision import converted, prepared
 from mame_lab.measure.proportion import Proportion
 from mame_lab.measure.result_table import number
 from mame_lab.merging import Method
-from mame_lab.models import apply, family_of, twin
+from mame_lab.models import apply, family_of, shared_copy
 
 UNMERGED = "unmerged"
 
@@ -62,7 +62,7 @@ def run(settings: Budgets, model: nn.Module, method: Method, data: ImageData, tr
     """Measure all budgets; print the table, write budgets.csv and budgets.png."""
     if trainer.world_size > 1:
         raise MameLabError(f"benchmark=budgets times one device, here are {trainer.world_size}: set trainer.devices=1")
-    if method.target:
+    if method.has_target:
         raise MameLabError(
             f"benchmark=budgets and mame={method} exclude each other, for the budgets are those of benchmark.r: leave "
             f"mame.flops and mame.speedup out, and set mame.schedule"
@@ -79,7 +79,7 @@ def run(settings: Budgets, model: nn.Module, method: Method, data: ImageData, tr
         weights=weights_hash(model),
         library=family_of(model).__name__.rpartition(".")[2],
         dataset=data.dataset.name,
-        merging=str(method.at(0)).replace("r=0", "r of the row", 1),
+        merging=str(method.with_budget(0)).replace("r=0", "r of the row", 1),
     )
     with (folder / "budgets.csv").open("w", newline="") as file:
         writer = csv.writer(file)
@@ -97,7 +97,9 @@ def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, train
     """The unmerged model, then each budget."""
     family, device = family_of(arms[UNMERGED]), trainer.strategy.root_device
     keys = {arm: arm if arm == UNMERGED else str(index) for index, arm in enumerate(arms)}  # A fraction has a dot.
-    hits, distances = judge({keys[arm]: each for arm, each in arms.items()}, family.classifier, data, trainer)
+    hits, distances = evaluate_accuracy(
+        {keys[arm]: each for arm, each in arms.items()}, family.classifier, data, trainer
+    )
     images = converted(data.sample(settings.batch_size)[0], trainer)
     calls = {arm: partial(each.to(device).eval(), images) for arm, each in arms.items()}
     limits = {"max_rounds": settings.rounds, "min_rounds": settings.rounds}
@@ -123,10 +125,10 @@ def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, train
 
 def at_budgets(settings: Budgets, model: nn.Module, method: Method) -> dict[str, nn.Module]:
     """The model unmerged, and at each budget."""
-    arms = {UNMERGED: twin(model)}
+    arms = {UNMERGED: shared_copy(model)}
     for r in settings.r:
         try:
-            arms[f"r={r}"] = apply(twin(model), method.at(r))
+            arms[f"r={r}"] = apply(shared_copy(model), method.with_budget(r))
         except MameLabError as error:
             raise MameLabError(f"benchmark.r={settings.r}: {error}") from error
     return arms

@@ -21,7 +21,7 @@ from mame_lab.benchmarks.denoiser.settings import Denoiser
 from mame_lab.measure import flops, memory, speed
 from mame_lab.measure.fidelity import wide
 from mame_lab.merging import METHODS
-from mame_lab.models import apply, family_of, twin
+from mame_lab.models import apply, family_of, shared_copy
 
 UNMERGED = "unmerged"
 
@@ -58,7 +58,7 @@ def run(settings: Denoiser, pipe: Any, method: object, data: object, trainer: ob
     found = []
     budget = {"r": settings.r, "blocks": settings.blocks, "grid": settings.grid}
     methods = {name: METHODS[name](**budget) for name in settings.methods}
-    unets = {UNMERGED: unet} | {name: apply(twin(unet), method) for name, method in methods.items()}
+    unets = {UNMERGED: unet} | {name: apply(shared_copy(unet), method) for name, method in methods.items()}
     for latents in settings.latents:
         found += rows(unets, noise(unet, latents, settings.batch), settings.rounds)
         with (folder / "denoiser.csv").open("w", newline="") as file:

@@ -36,6 +36,6 @@ class Denoiser(Benchmark):
     unread: ClassVar[tuple[str, ...]] = ("mame", "speed", *(f"dataset.{each.name}" for each in fields(Prompts)))
 
     def __post_init__(self) -> None:
-        known = [name for name, method in METHODS.items() if method.restores]
+        known = [name for name, method in METHODS.items() if method.supports_unet]
         if unknown := set(self.methods) - set(known):
             raise MameLabError(f"benchmark.methods={sorted(unknown)} is not for U-Nets: choose from {', '.join(known)}")

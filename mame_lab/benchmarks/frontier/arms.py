@@ -14,8 +14,8 @@ ARMS = (
     "ward:adaptive",
     "ward:geometric",
     "ward:constant",
-    "paper:adaptive",
-    "paper:constant",
+    "mame:adaptive",
+    "mame:constant",
     "tome:geometric",
     "tome:diffrate",
     "tome_two_thirds:constant",
@@ -51,10 +51,8 @@ def method_of(arm: str, flops: float) -> Method:
             f"{', '.join(ARMED)}"
         )
     options: dict[str, Any] = {"prop_attn": False} if weighting else {}
+    options |= {"solve": schedule} if schedule == "adaptive" else {"schedule": schedule}
     try:
-        method = ARMED[name](flops=flops, schedule=schedule, **options)
+        return ARMED[name](flops=flops, **options)
     except MameLabError as error:
         raise MameLabError(f"benchmark.arms={arm} is not valid: {error}") from error
-    if schedule == "adaptive" and not method.adaptive:
-        raise MameLabError(f"benchmark.arms={arm} is not valid: {name} has no threshold, give it another schedule")
-    return method

@@ -25,7 +25,7 @@ def solve_for(losses: Losses, target: Method, calibration: Tensor) -> Method:
     Raises:
         MameLabError: the cost is out of reach.
     """
-    if target.schedule != "adaptive":
+    if target.solve != "adaptive":
         return solve(losses.model, target, calibration)
     asked, few = target.flops, losses.images[:: -(-len(losses.images) // FEW)]
     assert asked is not None

@@ -18,7 +18,7 @@ from mame_lab.measure.cost import gflops
 from mame_lab.measure.fidelity import Fidelity, wide
 from mame_lab.measure.paired import PairedHits
 from mame_lab.merging import Method
-from mame_lab.models import apply, family_of, twin
+from mame_lab.models import apply, family_of, shared_copy
 
 
 class Loss(NamedTuple):
@@ -79,11 +79,11 @@ class Losses:
     def cost(self, method: Method) -> float:
         """The share of the unmerged model's multiply-adds, mean over the images."""
         if str(method) not in self.costs:
-            self.costs[str(method)] = gflops(apply(twin(self.model), method), self.images) / self.gflops
+            self.costs[str(method)] = gflops(apply(shared_copy(self.model), method), self.images) / self.gflops
         return self.costs[str(method)]
 
     def __call__(self, method: Method) -> Loss:
-        merged, features, moved = apply(twin(self.model), method), [], 0.0
+        merged, features, moved = apply(shared_copy(self.model), method), [], 0.0
         passes = self._passes(merged, self.images, f"measuring {method.method}")
         for (feature_BC, patches_BPC), unmerged_BPC in zip(passes, self.patches, strict=True):
             features.append(feature_BC)

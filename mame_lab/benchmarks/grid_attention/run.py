@@ -179,7 +179,7 @@ def layer_errors(layer: Layer, grid: tuple[int, int], budgets: list[float]) -> I
         match = arm.method.match(layer.given(arm), grid)
         sources = len(match.source_S)
         for r in budgets:
-            removed = Schedule((r,)).leaving(0, tokens, tokens) or 0
+            removed = Schedule((r,)).removed(0, tokens, tokens) or 0
             if removed <= sources:
                 yield name, r, error(arm, layer, match, removed)
             elif name == REFERENCE:

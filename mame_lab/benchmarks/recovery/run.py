@@ -28,7 +28,7 @@ from mame_lab.measure.cost import gflops
 from mame_lab.measure.paired import MeanChange
 from mame_lab.measure.precision import converted, prepared
 from mame_lab.merging import Method, method_from
-from mame_lab.models import apply, checkpoint, family_of, twin
+from mame_lab.models import apply, checkpoint, family_of, shared_copy
 from mame_lab.models.checkpoint import Checkpoint
 
 UNMERGED, MERGED, TUNED, TUNED_UNMERGED = ARMS = "unmerged", "merged", "fine-tuned", "fine-tuned, unmerged"
@@ -109,14 +109,16 @@ def points(runs: dict[str, list[Checkpoint]], model: nn.Module, data: ImageData,
     """
     methods, hits_of = {}, defaultdict(lambda: defaultdict(list))
     for start, tuned in runs.items():
-        for method, arms in _judge(_loaded(model, checkpoint.read(start, START), START), tuned, data, trainer):
+        for method, arms in _accuracy_of(_loaded(model, checkpoint.read(start, START), START), tuned, data, trainer):
             methods[str(method)] = method
             for arm, hit_M in arms.items():
                 hits_of[str(method)][arm].append(hit_M)
     images, model = converted(data.sample(COUNTED)[0], trainer), prepared(model, trainer).eval()
     with trainer.precision_plugin.forward_context():
         unmerged = gflops(model, images)
-        costs = {setting: gflops(apply(twin(model), method), images) / unmerged for setting, method in methods.items()}
+        costs = {
+            setting: gflops(apply(shared_copy(model), method), images) / unmerged for setting, method in methods.items()
+        }
     return [
         _point(setting, costs[setting], *pair, {arm: torch.stack(hits_SM) for arm, hits_SM in hits_of[setting].items()})
         for setting in sorted(costs, key=lambda setting: -costs[setting])
@@ -124,15 +126,15 @@ def points(runs: dict[str, list[Checkpoint]], model: nn.Module, data: ImageData,
     ]
 
 
-def _judge(
+def _accuracy_of(
     start: nn.Module, tuned: list[Checkpoint], data: ImageData, trainer: Trainer
 ) -> Iterator[tuple[Method, dict[str, Tensor]]]:
     """The merging of each checkpoint, and the test images that each arm hits (M,), all in one pass over them."""
     methods, models = [method_from(each.config["mame"]) for each in tuned], {UNMERGED: start}
     for i, (each, method) in enumerate(zip(tuned, methods, strict=True)):
         unmerged = _loaded(start, each, "benchmark.checkpoints")
-        models[f"{i} {MERGED}"] = apply(twin(start), method)
-        models[f"{i} {TUNED}"] = apply(twin(unmerged), method)
+        models[f"{i} {MERGED}"] = apply(shared_copy(start), method)
+        models[f"{i} {TUNED}"] = apply(shared_copy(unmerged), method)
         models[f"{i} {TUNED_UNMERGED}"] = unmerged
     classifier = family_of(start).classifier
     for model in models.values():

@@ -27,7 +27,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import merge_step
 from mame_lab.merging.tokens import Tokens
-from mame_lab.models import adapts, apply, twin
+from mame_lab.models import apply, is_adaptive, shared_copy
 from mame_lab.models.compilation import check_compiles, compile_models
 
 UNMERGED = "unmerged"
@@ -73,11 +73,11 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
     device = trainer.strategy.root_device
     model = prepared(model, trainer).eval()
     methods = {str(method): method for method in _methods(settings)}
-    models = {UNMERGED: model} | {name: apply(twin(model), method) for name, method in methods.items()}
+    models = {UNMERGED: model} | {name: apply(shared_copy(model), method) for name, method in methods.items()}
     images = converted(data.sample(max(settings.batch_sizes))[0], trainer)
     unmerged_gflops = gflops(model, images)
     ideal = {name: unmerged_gflops / gflops(each, images) for name, each in models.items()}
-    compiled = {name: twin(each) for name, each in models.items()} if settings.compiled else {}
+    compiled = {name: shared_copy(each) for name, each in models.items()} if settings.compiled else {}
     if compiled:
         check_compiles(model, device, "benchmark.compiled")
         compile_models(*compiled.values())
@@ -99,7 +99,7 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
 
 
 def _padded_gflops(model: nn.Module, images: Tensor) -> float:
-    return flops.gflops(model, images, together=True)[""] if adapts(model) else gflops(model, images)
+    return flops.gflops(model, images, together=True)[""] if is_adaptive(model) else gflops(model, images)
 
 
 def _methods(settings: Throughput) -> Iterator[Method]:
@@ -107,18 +107,18 @@ def _methods(settings: Throughput) -> Iterator[Method]:
         if settings.tau is None:
             yield METHODS[name](r=settings.r, blocks=settings.blocks)
         else:
-            for batch in ("per_sample", "packed"):
-                yield METHODS[name](tau=settings.tau, batch=batch, blocks=settings.blocks)
+            for batching in ("per_sample", "packed"):
+                yield METHODS[name](tau=settings.tau, batching=batching, blocks=settings.blocks)
 
 
 def _merge_steps(model: nn.Module, method: Method, images: Tensor) -> Callable[[], None]:
     """A call that does the merge steps of one forward pass and nothing else."""
     spy = _Spy(base=method)
-    apply(twin(model), spy)(images)
+    apply(shared_copy(model), spy)(images)
 
     def steps() -> None:
-        for tokens, leave in spy.steps:
-            merge_step(method, tokens, leave)
+        for tokens, r in spy.steps:
+            merge_step(method, tokens, r)
 
     return steps
 
@@ -130,7 +130,7 @@ class _Spy(Method):
     base: Any = None
     steps: list[tuple[Tokens, int | None]] = field(default_factory=list)
 
-    adaptive: ClassVar[bool] = True
+    has_threshold: ClassVar[bool] = True
 
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -139,9 +139,9 @@ class _Spy(Method):
     def schedule_for(self, depth: int) -> Schedule:
         return self.base.schedule_for(depth)
 
-    def plan(self, tokens: Tokens, leave: int | None) -> MergePlan:
-        self.steps.append((tokens, leave))
-        return self.base.plan(tokens, leave)
+    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
+        self.steps.append((tokens, r))
+        return self.base.plan(tokens, r)
 
 
 def table(found: list[Row]) -> Table:

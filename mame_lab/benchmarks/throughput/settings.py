@@ -23,7 +23,7 @@ class Throughput(Benchmark):
     """
 
     name: str = "throughput"
-    methods: list[str] = field(default_factory=lambda: ["ward", "paper", "tome"])
+    methods: list[str] = field(default_factory=lambda: ["ward", "mame", "tome"])
     r: int = 13
     blocks: int | None = None
     tau: float | None = None
@@ -34,7 +34,7 @@ class Throughput(Benchmark):
     def __post_init__(self) -> None:
         if unknown := set(self.methods) - set(METHODS):
             raise MameLabError(f"benchmark.methods={sorted(unknown)} is not known: choose from {', '.join(METHODS)}")
-        budgeted = [name for name in self.methods if not METHODS[name].adaptive]
+        budgeted = [name for name in self.methods if not METHODS[name].has_threshold]
         if self.tau is not None and budgeted:
             raise MameLabError(
                 f"benchmark.tau={self.tau} is a threshold, and benchmark.methods={budgeted} need a budget: leave one "

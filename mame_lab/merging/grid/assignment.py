@@ -60,22 +60,22 @@ class Assignment(NamedTuple):
         return self.size_BK1.log().mT
 
 
-def assign(match: Match, tokens: int, leave: int) -> Assignment:
+def assign(match: Match, tokens: int, r: int) -> Assignment:
     """The step in which the `leave` sources of every sample leave that are nearest to their targets.
 
     Args:
         match: where the sources would go.
         tokens: N.
-        leave: R, at most S; of equally near ones those of lower index leave.
+        r: R, at most S; of equally near ones those of lower index leave.
     """
-    order_BR = match.score_BS.sort(dim=1, descending=True, stable=True).indices[:, :leave]
+    order_BR = match.score_BS.sort(dim=1, descending=True, stable=True).indices[:, :r]
     source_BR = match.source_S[order_BR]
     batch, device = order_BR.shape[0], order_BR.device
     stays_BN = torch.ones(batch, tokens, dtype=torch.bool, device=device).scatter_(1, source_BR, 0)
     place_BN = stays_BN.cumsum(1) - 1
     here_BN = torch.arange(tokens, device=device).expand(batch, -1)
-    slot_BN = place_BN.where(stays_BN, tokens - leave)
-    index_BK = place_BN.new_zeros(batch, tokens - leave + 1).scatter_(1, slot_BN, here_BN)[:, :-1]
+    slot_BN = place_BN.where(stays_BN, tokens - r)
+    index_BK = place_BN.new_zeros(batch, tokens - r + 1).scatter_(1, slot_BN, here_BN)[:, :-1]
     row_BR = place_BN.gather(1, match.nearest_BS.gather(1, order_BR))
     one_BR = torch.ones(row_BR.shape, dtype=torch.promote_types(match.score_BS.dtype, torch.float32), device=device)
     size_BK = one_BR.new_ones(index_BK.shape).scatter_add_(1, row_BR, one_BR)

@@ -9,10 +9,10 @@ from mame_lab.merging.method import Method
 from mame_lab.models.diffusers.loading import load
 from mame_lab.models.diffusers.support import PLAIN, plain, resolutions, transformers_of, unet_of
 from mame_lab.models.diffusers.unet import (
-    CrossAttention,
     MergingAttention,
     MergingTransformer,
     UNetMergeContext,
+    UnmergedAttention,
     unmergeable,
 )
 from mame_lab.models.parts import become, check_forwards
@@ -29,9 +29,9 @@ def attach(model: Any, method: Method) -> None:
     """
     unet = unet_of(model)
     levels = resolutions(unet)
-    if method.target:
+    if method.has_target:
         raise MameLabError(f"mame={method} has a target, which no U-Net is solved for: set mame.r, such as mame.r=0.5")
-    if not method.restores:
+    if not method.supports_unet:
         raise MameLabError(f"mame={method} cannot merge in a U-Net: choose ward, paper or tomesd")
     if method.r is None:
         raise MameLabError(f"mame={method} has no budget, which a U-Net needs: set mame.r, such as mame.r=0.5")
@@ -46,7 +46,7 @@ def attach(model: Any, method: Method) -> None:
     for transformer in transformers_of(unet):
         become(transformer.module, MergingTransformer)
         for attention in transformer.cross_attentions:
-            become(attention, CrossAttention)
+            become(attention, UnmergedAttention)
         for attention in transformer.attentions:
             become(attention, MergingAttention)
             attention.level = levels.index(transformer.halvings)
@@ -76,6 +76,6 @@ def tokens(model: Any, sample: Tensor) -> list[int]:
         rows, columns = (-(-side // 2**halvings) for side in sample.shape[-2:])
         kept = unmergeable((rows, columns))
         schedule = vars(unet).get("schedule")
-        leave = schedule.leaving(level, rows * columns, rows * columns - kept) if schedule else 0
-        counts.append(rows * columns - leave)
+        r = schedule.removed(level, rows * columns, rows * columns - kept) if schedule else 0
+        counts.append(rows * columns - r)
     return counts

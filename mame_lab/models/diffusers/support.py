@@ -11,14 +11,14 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from mame_lab.errors import UnsupportedModelError
-from mame_lab.models.diffusers.unet import CrossAttention, MergingAttention, MergingTransformer
+from mame_lab.models.diffusers.unet import MergingAttention, MergingTransformer, UnmergedAttention
 from mame_lab.models.parts import check_forwards, name_of
 
 SUPPORTED = (
     "pipelines with diffusers' UNet2DConditionModel (no subclass of it) whose transformers are Transformer2DModel of "
     "BasicTransformerBlock: Stable Diffusion 1, 2 and XL, their image-to-image, inpainting and ControlNet pipelines"
 )
-PLAIN = {MergingTransformer: Transformer2DModel, MergingAttention: Attention, CrossAttention: Attention}
+PLAIN = {MergingTransformer: Transformer2DModel, MergingAttention: Attention, UnmergedAttention: Attention}
 
 
 class Transformer(NamedTuple):

@@ -55,11 +55,11 @@ class UNetMergeContext:
             x_BNC: the tokens that enter it, row by row.
         """
         tokens = x_BNC.shape[1]
-        leave = self.schedule.leaving(level, tokens, tokens - unmergeable(self.grid))
-        if not leave:
+        r = self.schedule.removed(level, tokens, tokens - unmergeable(self.grid))
+        if not r:
             return None
         with torch.no_grad(), full_precision(x_BNC):
-            return assign(self.method.match(x_BNC, self.grid), tokens, leave)
+            return assign(self.method.match(x_BNC, self.grid), tokens, r)
 
 
 @stands_in
@@ -108,7 +108,7 @@ class MergingAttention(Unscripted, Attention):
 
 
 @stands_in
-class CrossAttention(Unscripted, Attention):
+class UnmergedAttention(Unscripted, Attention):
     """diffusers' Attention, deaf to merging."""
 
     def forward(self, *args, merging: UNetMergeContext, **kwargs):

@@ -14,7 +14,7 @@ from mame_lab.models.timm import (
     grid,
     match_classes,
     plans,
-    staged,
+    splittable_copy,
     trace,
 )
 from mame_lab.models.timm.forward import TimmTransformer
@@ -33,7 +33,7 @@ __all__ = [
     "match_classes",
     "name_classes",
     "plans",
-    "staged",
+    "splittable_copy",
     "trace",
 ]
 

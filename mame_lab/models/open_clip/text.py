@@ -50,7 +50,7 @@ class TextTower:
         names = [WORDNET.get(name, name.replace("_", " ")) for name in classes]
         tokens_PL = self.tokenizer([template.replace("{}", name) for name in names for template in self.templates])
         key = disk_cache.key(f"{self.traits} {len(names)} classes", self.clip.state_dict() | {"tokens": tokens_PL})
-        return disk_cache.kept(key, lambda: self._encode(tokens_PL, len(names)))
+        return disk_cache.cached(key, lambda: self._encode(tokens_PL, len(names)))
 
     @torch.no_grad()
     def _encode(self, tokens_PL: Tensor, classes: int) -> Tensor:

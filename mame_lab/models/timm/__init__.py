@@ -13,7 +13,7 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule, make_schedule
 from mame_lab.merging.ward import Ward
-from mame_lab.models import twin
+from mame_lab.models import shared_copy
 from mame_lab.models.parts import become, check_forwards
 from mame_lab.models.timm.forward import MergingTransformer, TimmTransformer
 from mame_lab.models.timm.loading import build, data_config, load, load_weights
@@ -34,7 +34,7 @@ __all__ = [
     "match_classes",
     "name_classes",
     "plans",
-    "staged",
+    "splittable_copy",
     "trace",
 ]
 
@@ -59,7 +59,7 @@ def attach(model: TimmTransformer, method: Method) -> None:
 def _enter(model: TimmTransformer, method: Method, schedule: Schedule) -> None:
     architecture = architecture_of(model)
     become(model, architecture.merging)
-    methods = [method.of_block(block, len(model.blocks)) for block in range(len(model.blocks))]
+    methods = [method.for_block(block, len(model.blocks)) for block in range(len(model.blocks))]
     vars(model).update(method=method, methods=methods, schedule=schedule)
     for block in model.blocks:
         become(block, architecture.merging_block)
@@ -77,15 +77,15 @@ def detach(model: TimmTransformer) -> None:
             become(block, architecture.block)
 
 
-def staged(model: TimmTransformer) -> nn.Module:
+def splittable_copy(model: TimmTransformer) -> nn.Module:
     """A copy that shares all parameters and buffers, merges as the model does, and can stop and go on at a stage.
 
     It has `halfway` and takes what that gives as input; see `mame_lab.models.stages`.
     """
-    staged: Any = twin(model)
-    if not isinstance(staged, MergingTransformer):
-        _enter(staged, Ward(r=0), make_schedule(0, None, len(staged.blocks)))
-    return staged
+    split_model: Any = shared_copy(model)
+    if not isinstance(split_model, MergingTransformer):
+        _enter(split_model, Ward(r=0), make_schedule(0, None, len(split_model.blocks)))
+    return split_model
 
 
 def classifier(model: TimmTransformer) -> nn.Module:
@@ -98,7 +98,7 @@ def feature_and_patches(model: TimmTransformer, x: Tensor) -> tuple[Tensor, Tens
 
     Of a merged model the feature is that of its merged tokens, and the patch tokens are restored (MaRe).
     """
-    merging: Any = model if isinstance(model, MergingTransformer) else staged(model)
+    merging: Any = model if isinstance(model, MergingTransformer) else splittable_copy(model)
     return merging.feature_and_patches(x)
 
 

@@ -22,13 +22,13 @@ class MergingEvaBlock(Unscripted, EvaBlock):
     """timm's EvaBlock with one merge step between attention and MLP."""
 
     def forward(
-        self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None, rope: Tensor | None
+        self, x_BNC: Tensor, state: MergeState, method: Method, r: int | None, rope: Tensor | None
     ) -> tuple[Tensor, MergeState]:
         input_BNC = self.norm1(x_BNC)
         with state.attention(bool(method.needs)) as attention:
             y_BNC = self.attn(input_BNC, rope=rope, attn_mask=state.mask_B11N)
         x_BNC = x_BNC + self.drop_path1(_scaled(y_BNC, self.gamma_1))
-        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, leave)
+        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, r)
         return x_BKC + self.drop_path2(_scaled(self.mlp(self.norm2(x_BKC)), self.gamma_2)), state
 
 

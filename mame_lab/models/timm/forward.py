@@ -19,7 +19,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import check_applied, check_hooks
-from mame_lab.models.split_forward import Halfway
+from mame_lab.models.split_forward import BlockInput
 from mame_lab.models.tracing import Unscripted, refuse_fx
 
 POOLS = ("", "token", "avg", "map")
@@ -71,26 +71,26 @@ class MergingTransformer(Unscripted, nn.Module):
     def positions(self) -> Any:
         """What `embed` gives beside the tokens, for images of the model's own size."""
 
-    def forward(self, x: Tensor | Halfway, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        if isinstance(x, Halfway):
+    def forward(self, x: Tensor | BlockInput, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        if isinstance(x, BlockInput):
             return self._go_on(x)
         return self._classify(
             self._pool(*self._run_blocks(*self._start(x, attn_mask, is_causal, self.global_pool == "")))
         )
 
-    def halfway(self, x: Tensor, stage: int) -> Halfway:
+    def block_input(self, x: Tensor, stage: int) -> BlockInput:
         """What enters a stage (see `stages`) of images (B, 3, H, W); `forward` takes it in their place."""
         x_BNC, state = self._run_blocks(*self._start(x, None, False, record=False), last=stage)
         if stage > len(self.blocks):
-            return Halfway(stage, self._pool(x_BNC, state)[:, None])
-        return Halfway(stage, state.unpack(x_BNC), state.size_BN1, state.origin_BN, state.valid_BN)
+            return BlockInput(stage, self._pool(x_BNC, state)[:, None])
+        return BlockInput(stage, state.unpack(x_BNC), state.size_BN1, state.origin_BN, state.valid_BN)
 
-    def _go_on(self, halfway: Halfway) -> Tensor:
-        if halfway.stage > len(self.blocks):
-            return self._classify(halfway.x_BNC[:, 0])
-        state = halfway.state(self.num_prefix_tokens, self._packs, self.method)
+    def _go_on(self, block_input: BlockInput) -> Tensor:
+        if block_input.stage > len(self.blocks):
+            return self._classify(block_input.x_BNC[:, 0])
+        state = block_input.state(self.num_prefix_tokens, self._packs, self.method)
         return self._classify(
-            self._pool(*self._run_blocks(halfway.x_BNC, state, self.positions(), first=halfway.stage))
+            self._pool(*self._run_blocks(block_input.x_BNC, state, self.positions(), first=block_input.stage))
         )
 
     def forward_features(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -187,8 +187,8 @@ class MergingTransformer(Unscripted, nn.Module):
         return x_BNC, state
 
     def _run_block(self, index: int, x_BNC: Tensor, state: MergeState, embedding: Any) -> tuple[Tensor, MergeState]:
-        leave = self.schedule.leaving(index, x_BNC.shape[1] - self.num_prefix_tokens)
-        inputs = x_BNC, state, self.methods[index], leave, *self.block_inputs(index, state, embedding)
+        r = self.schedule.removed(index, x_BNC.shape[1] - self.num_prefix_tokens)
+        inputs = x_BNC, state, self.methods[index], r, *self.block_inputs(index, state, embedding)
         if self.grad_checkpointing:
             return checkpoint(self.blocks[index], *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
         return self.blocks[index](*inputs)

@@ -18,11 +18,11 @@ from mame_lab.models.tracing import Unscripted
 class MergingBlock(Unscripted, Block):
     """timm's Block with one merge step between attention and MLP."""
 
-    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None) -> tuple[Tensor, MergeState]:
+    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, r: int | None) -> tuple[Tensor, MergeState]:
         input_BNC = self.norm1(x_BNC)
         with state.attention(bool(method.needs)) as attention:
             x_BNC = x_BNC + self.drop_path1(self.ls1(self.attn(input_BNC, attn_mask=state.mask_B11N)))
-        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, leave)
+        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, r)
         return x_BKC + self.drop_path2(self.ls2(self.mlp(self.norm2(x_BKC)))), state
 
 

@@ -13,7 +13,7 @@ from mame_lab.merging.method import Method
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule, make_schedule
 from mame_lab.merging.ward import Ward
-from mame_lab.models import twin
+from mame_lab.models import shared_copy
 from mame_lab.models.parts import become, check_forwards
 from mame_lab.models.transformers.forward import (
     MergingBackbone,
@@ -40,7 +40,7 @@ __all__ = [
     "match_classes",
     "name_classes",
     "plans",
-    "staged",
+    "splittable_copy",
     "trace",
 ]
 
@@ -68,7 +68,7 @@ def attach(model: Any, method: Method) -> None:
 def _enter(model: Any, method: Method, schedule: Schedule) -> None:
     _change(model, architecture_of(model).merging)
     depth = len(schedule.amounts)
-    methods = [method.of_block(block, depth) for block in range(depth)]
+    methods = [method.for_block(block, depth) for block in range(depth)]
     for part in (model, model.base_model):
         vars(part).update(method=method, methods=methods, schedule=schedule)
 
@@ -94,7 +94,7 @@ def feature_and_patches(model: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
     Of a merged model the feature is that of its merged tokens, and the patch tokens are restored (MaRe).
     """
-    merging: Any = model if isinstance(model, MergingClassifier) else staged(model)
+    merging: Any = model if isinstance(model, MergingClassifier) else splittable_copy(model)
     return merging.feature_and_patches(x)
 
 
@@ -102,15 +102,15 @@ def name_classes(model: Any, classes: list[str]) -> None:
     """Tell the model what the classes are called: nothing to a head of numbers."""
 
 
-def staged(model: Any) -> nn.Module:
+def splittable_copy(model: Any) -> nn.Module:
     """A copy that shares all parameters and buffers, merges as the model does, and can stop and go on at a stage.
 
     It has `halfway` and takes what that gives as input; see `mame_lab.models.stages`.
     """
-    staged = twin(model)
-    if not isinstance(staged.base_model, MergingBackbone):
-        _enter(staged, Ward(r=0), make_schedule(0, None, len(block_names(staged))))
-    return staged
+    split_model = shared_copy(model)
+    if not isinstance(split_model.base_model, MergingBackbone):
+        _enter(split_model, Ward(r=0), make_schedule(0, None, len(block_names(split_model))))
+    return split_model
 
 
 def classifier(model: Any) -> nn.Module:

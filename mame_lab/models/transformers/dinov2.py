@@ -29,12 +29,12 @@ from mame_lab.models.transformers.forward import Architecture, MergingBackbone, 
 
 
 class _Layer(Unscripted, nn.Module):
-    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None) -> tuple[Tensor, MergeState]:
+    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, r: int | None) -> tuple[Tensor, MergeState]:
         input_BNC = self.norm1(x_BNC)
         with state.attention(bool(method.needs)) as attention:
             y_BNC, _ = self.attention(input_BNC, state.mask_B11N)
         x_BNC = x_BNC + self.drop_path(self.layer_scale1(y_BNC))
-        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, leave)
+        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, r)
         return x_BKC + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x_BKC)))), state
 
 

@@ -20,7 +20,7 @@ from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import check_applied, check_hooks
-from mame_lab.models.split_forward import Halfway
+from mame_lab.models.split_forward import BlockInput
 from mame_lab.models.tracing import Unscripted, refuse_fx
 
 Class = type[Any]
@@ -133,8 +133,8 @@ class MergingBackbone(Merging):
         for index, layer in list(enumerate(self.get_submodule(layers_of(self)).children()))[first:]:
             if self.training:
                 _check_checkpointing(layer)
-            leave = self.schedule.leaving(index, x_BNC.shape[1] - state.prefix)
-            x_BNC, state = layer(x_BNC, state, self.methods[index], leave)
+            r = self.schedule.removed(index, x_BNC.shape[1] - state.prefix)
+            x_BNC, state = layer(x_BNC, state, self.methods[index], r)
             yield x_BNC, state
 
     def norm(self, x_BNC: Tensor) -> Tensor:
@@ -150,7 +150,7 @@ class MergingClassifier(Merging):
 
     def forward(
         self,
-        pixel_values: Tensor | Halfway,
+        pixel_values: Tensor | BlockInput,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **options: Any,
@@ -158,7 +158,7 @@ class MergingClassifier(Merging):
         refuse_fx(pixel_values)
         check_applied(self)
         check_hooks(self, around(self))
-        if isinstance(pixel_values, Halfway):
+        if isinstance(pixel_values, BlockInput):
             return ImageClassifierOutput(logits=self._go_on(pixel_values))
         return self._classify(pixel_values, labels, num_items_in_batch, **options)
 
@@ -178,19 +178,19 @@ class MergingClassifier(Merging):
         x_BKC, state, _ = self.base_model.encode(pixel_values, record=True)
         return self.pool(x_BKC, state), state.restore(x_BKC)[:, state.prefix :]
 
-    def halfway(self, pixel_values: Tensor, stage: int) -> Halfway:
+    def block_input(self, pixel_values: Tensor, stage: int) -> BlockInput:
         """What enters a stage (see `stages`); `forward` takes it in the place of pixel values."""
         for index, (x_BNC, state) in enumerate(self.base_model.run(pixel_values, False, {})):
             if index == stage:
-                return Halfway(stage, state.unpack(x_BNC), state.size_BN1, state.origin_BN, state.valid_BN)
-        return Halfway(stage, self._feature(x_BNC, state)[:, None])
+                return BlockInput(stage, state.unpack(x_BNC), state.size_BN1, state.origin_BN, state.valid_BN)
+        return BlockInput(stage, self._feature(x_BNC, state)[:, None])
 
-    def _go_on(self, halfway: Halfway) -> Tensor:
+    def _go_on(self, block_input: BlockInput) -> Tensor:
         backbone: Any = self.base_model
-        if halfway.stage > len(backbone.get_submodule(layers_of(backbone))):
-            return self.classifier(halfway.x_BNC[:, 0])
-        state = halfway.state(prefix_of(backbone), backbone.packs, self.method)
-        *_, (x_BNC, state) = backbone.run_layers(halfway.x_BNC, state, halfway.stage)
+        if block_input.stage > len(backbone.get_submodule(layers_of(backbone))):
+            return self.classifier(block_input.x_BNC[:, 0])
+        state = block_input.state(prefix_of(backbone), backbone.packs, self.method)
+        *_, (x_BNC, state) = backbone.run_layers(block_input.x_BNC, state, block_input.stage)
         return self.classifier(self._feature(x_BNC, state))
 
     def _feature(self, x_BNC: Tensor, state: MergeState) -> Tensor:

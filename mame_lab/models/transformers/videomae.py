@@ -26,11 +26,11 @@ from mame_lab.models.transformers.forward import Architecture, MergingBackbone, 
 class MergingVideoMAELayer(Unscripted, VideoMAELayer):
     """transformers' VideoMAELayer with one merge step between attention and MLP. Its attention takes no mask itself."""
 
-    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None) -> tuple[Tensor, MergeState]:
+    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, r: int | None) -> tuple[Tensor, MergeState]:
         input_BNC = self.layernorm_before(x_BNC)
         with state.attention(bool(method.needs), state.mask_B11N) as attention:
             x_BNC = x_BNC + self.attention(input_BNC)
-        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, leave)
+        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, r)
         return self.output(self.intermediate(self.layernorm_after(x_BKC)), x_BKC), state
 
 

@@ -20,11 +20,11 @@ from mame_lab.models.transformers.forward import Architecture, MergingBackbone, 
 class MergingViTLayer(Unscripted, ViTLayer):
     """transformers' ViTLayer with one merge step between attention and MLP."""
 
-    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, leave: int | None) -> tuple[Tensor, MergeState]:
+    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, r: int | None) -> tuple[Tensor, MergeState]:
         input_BNC = self.layernorm_before(x_BNC)
         with state.attention(bool(method.needs)) as attention:
             y_BNC, _ = self.attention(input_BNC, state.mask_B11N)
-        x_BKC, state = state.merge(method, x_BNC + self.dropout(y_BNC), input_BNC, attention, leave)
+        x_BKC, state = state.merge(method, x_BNC + self.dropout(y_BNC), input_BNC, attention, r)
         return x_BKC + self.dropout(self.mlp(self.layernorm_after(x_BKC))), state
 
 

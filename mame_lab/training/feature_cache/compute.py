@@ -23,7 +23,7 @@ from mame_lab.data.datamodule import AugmentedImages
 from mame_lab.errors import MameLabError
 from mame_lab.models.split_forward import Sample
 from mame_lab.training.feature_cache import fingerprint
-from mame_lab.training.feature_cache.store import FILE_BYTES, FILE_SAMPLES, Kept, Store, create, described, find
+from mame_lab.training.feature_cache.store import FILE_BYTES, FILE_SAMPLES, CachedSample, Store, create, described, find
 
 WAYS_OUT = f"set {disk_cache.FOLDER} to another folder, or finetune.cache=false"
 SMALLER = "finetune.cache_dtype=float16 (half as much), finetune.views lower"
@@ -31,7 +31,7 @@ TELLING = 5  # parts that changed, of what is still the same thing
 
 
 @dataclass(frozen=True)
-class Pass:
+class Computation:
     """One pass over a split.
 
     Args:
@@ -59,7 +59,9 @@ class Pass:
         )
 
 
-def keep(each: Pass, load: Callable[[Dataset, list], DataLoader], batch_size: int, trainer: Trainer) -> Store:
+def compute_missing(
+    each: Computation, load: Callable[[Dataset, list], DataLoader], batch_size: int, trainer: Trainer
+) -> Store:
     """The store of a pass: what is there already, and what is missing made now.
 
     Args:
@@ -75,7 +77,7 @@ def keep(each: Pass, load: Callable[[Dataset, list], DataLoader], batch_size: in
     store, news = trainer.strategy.broadcast(opened)
     missing = store.missing(store.files[trainer.global_rank :: trainer.world_size])
     if missing:
-        _make(each, store, missing, load, batch_size, trainer)
+        _compute(each, store, missing, load, batch_size, trainer)
     made = torch.tensor(sum(len(store.indices(file)) for file in missing), device=trainer.strategy.root_device)
     made = int(trainer.strategy.reduce(made, reduce_op="sum"))
     trainer.strategy.barrier()
@@ -89,7 +91,7 @@ def keep(each: Pass, load: Callable[[Dataset, list], DataLoader], batch_size: in
     return store
 
 
-def _open(each: Pass) -> tuple[Store, str]:
+def _open(each: Computation) -> tuple[Store, str]:
     """The store of a pass, and where it is new why it is made; with room for what it lacks."""
     parts, trunks = fingerprint.plain(each.parts), disk_cache.folder() / "trunks"
     folder, news = trunks / fingerprint.key(parts), ""
@@ -121,14 +123,14 @@ def _news(changed: list[str]) -> str:
     return f" ({' and '.join(changed)} changed)" if 0 < len(changed) <= TELLING else ""
 
 
-def _told(each: Pass, store: Store, made: str) -> str:
+def _told(each: Computation, store: Store, made: str) -> str:
     name = str(each.dtype).removeprefix("torch.")
     lost = "" if each.dtype == torch.float32 else f", {name} off by {store.error():.1e}"
     return f"Kept {each.title}: {len(store)} samples, {made}; {store.bytes() / 1e6:.0f} MB in {store.folder}{lost}"
 
 
-def _make(
-    each: Pass,
+def _compute(
+    each: Computation,
     store: Store,
     missing: list[int],
     load: Callable[[Dataset, list], DataLoader],
@@ -147,7 +149,7 @@ def _make(
         task = progress.add_task(each.title, total=sum(map(len, indices)))
         for inputs, labels_B in load(each.samples, batches):
             kept = zip(each.compute(inputs), labels_B.tolist(), strict=True)
-            waiting += [Kept(sample, label) for sample, label in kept]
+            waiting += [CachedSample(sample, label) for sample, label in kept]
             progress.advance(task, len(labels_B))
             if len(waiting) == files[0][1]:
                 with _writing(store.folder):

@@ -20,14 +20,14 @@ from mame_lab.data.datamodule import AugmentedImages, ImageData, LateLoader
 from mame_lab.data.samplers import EvaluationBatches, TrainingBatches, seed_of
 from mame_lab.errors import MameLabError
 from mame_lab.models import depends_on_batch, family_of
-from mame_lab.models.split_forward import Halfway, Sample, first_trained, join
+from mame_lab.models.split_forward import BlockInput, Sample, first_trained, join
 from mame_lab.training.context import RunContext
 from mame_lab.training.feature_cache import fingerprint
-from mame_lab.training.feature_cache.compute import Pass, keep
+from mame_lab.training.feature_cache.compute import Computation, compute_missing
 from mame_lab.training.feature_cache.store import Store
 
 # Settings of a dataset that do not change what the model is given, or only where it is augmented or in the test.
-ASIDE = ("name", "batch_size", "num_workers", "root", "augment", "min_crop_area", "clips", "crops", "broken")
+ASIDE = ("name", "batch_size", "num_workers", "root", "augment", "min_crop_area", "clips", "crops", "on_broken")
 
 
 class Source(NamedTuple):
@@ -73,7 +73,7 @@ class Views(Dataset):
         return sample, label, self.teachings[view][index].sample.x_NC[0] if self.teachings else None
 
 
-class TrunkData(ImageData):
+class CachedData(ImageData):
     """The data of an `ImageData`, of which training and validation begin at a stage of the model.
 
     What enters the stage is computed when a fit begins, once for every sample and view, and kept on disk. The views of
@@ -97,9 +97,9 @@ class TrunkData(ImageData):
         _check(model, run, data.dataset.augment)
         self.splits = data.splits
         self.run, self.teacher = run, teacher
-        self.staged = family_of(model).staged(model)
+        self.split_model = family_of(model).splittable_copy(model)
         depth, device = len(family_of(model).block_names(model)), next(model.parameters()).device
-        self.stage = first_trained(self.staged, depth, self.sample(1, "val")[0].to(device))
+        self.stage = first_trained(self.split_model, depth, self.sample(1, "val")[0].to(device))
         if self.stage < 0:
             raise MameLabError(
                 f"finetune.cache=true needs a frozen trunk, and finetune={run.finetune.name} trains what comes before "
@@ -112,41 +112,41 @@ class TrunkData(ImageData):
             splits = {"train": self._training_images(), "val": self.splits.val}
             self.hashes = {split: fingerprint.images(images) for split, images in splits.items()}
             views, tokens = range(self.run.finetune.views), self._tokens()
-            teachings = [self._keep(_logits(self.teacher), "train", view) for view in views] if self.teacher else []
+            teachings = [self._cached(_logits(self.teacher), "train", view) for view in views] if self.teacher else []
             if self.teacher:
                 self.teacher.cpu()  # Its work is done.
-            self.train = Views([self._keep(tokens, "train", view) for view in views], teachings)
-            self.val = Views([self._keep(tokens, "val")] if self.run.trainer.limit_val_batches else [], [])
+            self.train = Views([self._cached(tokens, "train", view) for view in views], teachings)
+            self.val = Views([self._cached(tokens, "val")] if self.run.trainer.limit_val_batches else [], [])
 
     def train_dataloader(self) -> DataLoader:
         """A random view of every image; order and batches are those of the images."""
         count = len(self.train.views[0])
-        return self._kept(self.train, TrainingBatches(count, self.dataset.batch_size, self.seed, self._progress))
+        return self._loader_over(self.train, TrainingBatches(count, self.dataset.batch_size, self.seed, self._progress))
 
     def val_dataloader(self) -> DataLoader:
-        return self._kept(self.val, EvaluationBatches(len(self.val.views[0]), self.dataset.batch_size))
+        return self._loader_over(self.val, EvaluationBatches(len(self.val.views[0]), self.dataset.batch_size))
 
-    def _kept(self, views: Views, batches: Sampler) -> DataLoader:
+    def _loader_over(self, views: Views, batches: Sampler) -> DataLoader:
         join_batch = partial(_join, stage=self.stage)
         return LateLoader(views, batch_sampler=batches, collate_fn=join_batch, pin_memory=torch.cuda.is_available())
 
     def _tokens(self) -> Source:
-        weights, mame = fingerprint.weights(self.staged), asdict(self.run.method)
+        weights, mame = fingerprint.weights(self.split_model), asdict(self.run.method)
         return Source(
             "tokens",
-            self.staged,
-            lambda inputs: self.staged.halfway(inputs, self.stage).samples(),
+            self.split_model,
+            lambda inputs: self.split_model.block_input(inputs, self.stage).samples(),
             getattr(torch, self.run.finetune.cache_dtype),
             {"weights": weights, "mame": mame, "stage": self.stage, "dtype": self.run.finetune.cache_dtype},
         )
 
-    def _keep(self, source: Source, split: str, view: int = 0) -> Store:
+    def _cached(self, source: Source, split: str, view: int = 0) -> Store:
         assert self.trainer is not None
         images, views = self._training_images() if split == "train" else self.splits.val, self.run.finetune.views
         augmented = split == "train" and self.dataset.augment != "none"
         transform = (self.dataset.training if augmented else self.dataset.evaluation)(self.preprocessing)
         shown = f"view {view + 1} of {views}" if views > 1 else "augmented once for all epochs"
-        each = Pass(
+        each = Computation(
             title=f"{source.name} of {split}" + (f", {shown}" if augmented else ""),
             parts=source.parts | self._parts(split, view if augmented else None),
             samples=AugmentedImages(images, transform),
@@ -154,7 +154,7 @@ class TrunkData(ImageData):
             compute=source.on(self.trainer),
             dtype=source.dtype,
         )
-        return keep(each, self._loader, self.dataset.batch_size, self.trainer)
+        return compute_missing(each, self._loader, self.dataset.batch_size, self.trainer)
 
     def _parts(self, split: str, view: int | None) -> dict[str, Any]:
         """What all that is kept of a split follows from; `view` is the number of its augmentation."""
@@ -168,7 +168,7 @@ class TrunkData(ImageData):
             "view": view,
             "augmentation": None if view is None else [dataset["augment"], dataset["min_crop_area"]],
             "model": {key: value for key, value in asdict(run.model).items() if key not in ("weights", "pretrained")},
-            "config": _config_of(self.staged),
+            "config": _config_of(self.split_model),
             "precision": [
                 run.trainer.precision,
                 torch.get_float32_matmul_precision(),
@@ -206,7 +206,7 @@ def _logits(teacher: nn.Module) -> Source:
     )
 
 
-def _join(batch: list[tuple[Sample, int, Tensor | None]], stage: int) -> tuple[Halfway, Tensor]:
+def _join(batch: list[tuple[Sample, int, Tensor | None]], stage: int) -> tuple[BlockInput, Tensor]:
     samples, labels, logits_K = zip(*batch, strict=True)
     logits_BK = None if logits_K[0] is None else torch.stack(logits_K)
     return join(stage, list(samples))._replace(logits_BK=logits_BK), torch.tensor(labels)
@@ -215,8 +215,8 @@ def _join(batch: list[tuple[Sample, int, Tensor | None]], stage: int) -> tuple[H
 def _check(model: nn.Module, run: RunContext, augment: str) -> None:
     if depends_on_batch(model):
         raise MameLabError(
-            "finetune.cache=true and mame.batch=union exclude each other, for with union the tokens of a sample depend "
-            "on its batch: set mame.batch=per_sample"
+            "finetune.cache=true and mame.batching=union exclude each other, for with union the tokens of a sample "
+            "depend on its batch: set mame.batching=per_sample"
         )
     if run.method.random:
         raise MameLabError(

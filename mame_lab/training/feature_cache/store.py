@@ -26,7 +26,7 @@ ABOUT = "about.json"
 ABANDONED = 3600  # seconds after which nobody writes a part of a file any more
 
 
-class Kept(NamedTuple):
+class CachedSample(NamedTuple):
     """A sample and its label."""
 
     sample: Sample
@@ -50,7 +50,7 @@ class Store:
     def __len__(self) -> int:
         return self.samples
 
-    def __getitem__(self, index: int) -> Kept:
+    def __getitem__(self, index: int) -> CachedSample:
         file, row = divmod(index, self.per_file)
         tensors = self._open(file)
         end_S = tensors["end_S"]
@@ -61,7 +61,7 @@ class Store:
             None if size_M1 is None else size_M1[mine],
             None if origin_M is None else origin_M[mine].long(),
         )
-        return Kept(sample, int(tensors["label_S"][row]))
+        return CachedSample(sample, int(tensors["label_S"][row]))
 
     @property
     def files(self) -> range:
@@ -83,7 +83,7 @@ class Store:
         """The files that are not there."""
         return [file for file in self.files if not self._path(file).exists()]
 
-    def write(self, file: int, kept: list[Kept], dtype: torch.dtype) -> None:
+    def write(self, file: int, kept: list[CachedSample], dtype: torch.dtype) -> None:
         """Keep the samples of a file, their tokens in a dtype.
 
         Raises:

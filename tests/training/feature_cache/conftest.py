@@ -14,7 +14,7 @@ from mame_lab.data.preprocessing import Preprocessing
 from mame_lab.runs import config
 from mame_lab.training import freeze
 from mame_lab.training.feature_cache import compute
-from mame_lab.training.feature_cache.data import TrunkData
+from mame_lab.training.feature_cache.data import CachedData
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 def trunk(tmp_path):
     """Makes the TrunkData that train.py makes of these overrides, with what is kept of it."""
 
-    def make(*overrides, images=PHOTOS, recipe="last_layer", teacher=None) -> TrunkData:
+    def make(*overrides, images=PHOTOS, recipe="last_layer", teacher=None) -> CachedData:
         tiny = [each for each in TINY if not each.startswith("model.") or not images[0].startswith("model=")]
         composed = compose_config("train", [*tiny, *TRUNK, *images, f"finetune={recipe}", *overrides])
         with open_dict(composed):
@@ -43,7 +43,7 @@ def trunk(tmp_path):
         family.match_classes(model, len(data.classes))
         mame_lab.apply(model, run.mame)
         freeze.freeze(model, run.finetune)
-        found = TrunkData(data, model, run.context(values, tmp_path), teacher)
+        found = CachedData(data, model, run.context(values, tmp_path), teacher)
         found.trainer = replace(run.trainer, limit_train_batches=1.0, limit_val_batches=1.0).build(tmp_path, [])
         found.setup("fit")
         return found

@@ -59,7 +59,7 @@ def outcome(folder):
     [
         ["finetune=last_layer", "mame.r=10"],
         ["finetune=last_layer", "mame.tau=0.6", "+model.args.drop_path_rate=0.5"],
-        ["finetune=last_layer", "mame.tau=0.6", "mame.batch=packed", "+model.args.drop_path_rate=0.5"],
+        ["finetune=last_layer", "mame.tau=0.6", "mame.batching=packed", "+model.args.drop_path_rate=0.5"],
         ["finetune=head", "mame=off", "+model.args.drop_rate=0.3"],
     ],
     ids=["last_layer", "adaptive", "packed", "head"],
@@ -109,7 +109,7 @@ def test_a_trunk_acts_as_in_evaluation_whatever_a_pattern_matches(trunk, cache):
     quiet = everything(trunk("+model.args.drop_path_rate=0.5", recipe="head"))
     shutil.rmtree(cache)
     noisy = trunk("+model.args.drop_path_rate=0.5", "finetune.train=['head|.*drop.*']", recipe="head")
-    assert noisy.staged.blocks[1].drop_path1.training
+    assert noisy.split_model.blocks[1].drop_path1.training
     for kept, expected in zip(everything(noisy), quiet, strict=True):
         assert torch.equal(kept.sample.x_NC, expected.sample.x_NC)
 
@@ -269,7 +269,7 @@ def test_views_are_different_and_all_are_used(trunk, capsys):
     ("recipe", "overrides", "message"),
     [
         ("full", [], "finetune=full trains what comes before all blocks"),
-        ("last_layer", ["mame=paper", "mame.batch=union"], "mame.batch=union exclude each other"),
+        ("last_layer", ["mame=mame", "mame.batching=union"], "mame.batching=union exclude each other"),
         ("last_layer", ["mame=drop", "mame.r=4"], "mame=drop exclude each other, for it draws anew"),
         ("last_layer", ["finetune.views=2"], "dataset.augment=none exclude each other"),
         ("last_layer", ["finetune.views=0"], "finetune.views=0"),

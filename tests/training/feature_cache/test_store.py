@@ -10,7 +10,7 @@ import torch
 from mame_lab import MameLabError
 from mame_lab.data import disk_cache
 from mame_lab.models.split_forward import Sample
-from mame_lab.training.feature_cache.store import Kept, Store, create, described, find
+from mame_lab.training.feature_cache.store import CachedSample, Store, create, described, find
 
 
 def samples(count, sizes):
@@ -19,7 +19,7 @@ def samples(count, sizes):
         tokens = 3 + label % 4
         x_NC = torch.randn(tokens, 5, generator=generator)
         size_N1 = torch.rand(tokens, 1, generator=generator) + 1
-        yield Kept(Sample(x_NC, size_N1, torch.arange(tokens) + label) if sizes else Sample(x_NC), label)
+        yield CachedSample(Sample(x_NC, size_N1, torch.arange(tokens) + label) if sizes else Sample(x_NC), label)
 
 
 @pytest.fixture
@@ -28,10 +28,10 @@ def made(tmp_path):
     made = Store(tmp_path / "it", 7, 3, 100)
 
     def make(sizes=True, dtype=torch.float32):
-        kept = list(samples(7, sizes))
+        cached = list(samples(7, sizes))
         for file in made.files:
-            made.write(file, [kept[index] for index in made.indices(file)], dtype)
-        return kept
+            made.write(file, [cached[index] for index in made.indices(file)], dtype)
+        return cached
 
     made.folder.mkdir()
     made.make = make
@@ -40,30 +40,30 @@ def made(tmp_path):
 
 @pytest.mark.parametrize("sizes", [True, False])
 def test_every_sample_comes_back_to_the_bit(made, sizes):
-    kept = made.make(sizes)
+    cached = made.make(sizes)
     assert [len(made.indices(file)) for file in made.files] == [3, 3, 1]
     fresh = Store(made.folder, 7, 3, 100)
     for index in (6, 0, 3, 2, 1, 5, 4):
         sample, label = fresh[index]
-        assert label == kept[index].label
-        for tensor, expected in zip(sample, kept[index].sample, strict=True):
+        assert label == cached[index].label
+        for tensor, expected in zip(sample, cached[index].sample, strict=True):
             assert (tensor is None) == (expected is None)
             assert tensor is None or (tensor.dtype == expected.dtype and torch.equal(tensor, expected))
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 3e-4), (torch.bfloat16, 3e-3)])
 def test_half_precision_says_how_far_off_it_is(made, dtype, error):
-    kept = made.make(dtype=dtype)
-    x, expected = (torch.cat([each.sample.x_NC for each in some]) for some in ([made[i] for i in range(7)], kept))
+    cached = made.make(dtype=dtype)
+    x, expected = (torch.cat([each.sample.x_NC for each in some]) for some in ([made[i] for i in range(7)], cached))
     assert x.dtype == torch.float32
     assert made.error() == pytest.approx(float((x - expected).norm() / expected.norm()), rel=1e-4)
     assert error / 10 < made.error() < error
-    assert torch.equal(made[4].sample.size_N1, kept[4].sample.size_N1)
+    assert torch.equal(made[4].sample.size_N1, cached[4].sample.size_N1)
 
 
 def test_tokens_too_large_for_half_precision_are_refused(made):
     with pytest.raises(MameLabError, match=r"finetune.cache_dtype=float16 cannot hold"):
-        made.write(0, [Kept(Sample(torch.full((2, 5), 7e4)), 0)], torch.float16)
+        made.write(0, [CachedSample(Sample(torch.full((2, 5), 7e4)), 0)], torch.float16)
 
 
 def test_a_store_is_found_again_unless_its_description_is_damaged(made):
