@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 
 if TYPE_CHECKING:
     import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ATC(Method):
+class ATC(SequenceMethod):
     """Agglomerative token clustering (Haurum et al., arXiv 2409.11923), from its paper.
 
     The two clusters that are nearest merge, r times: by the cosine distance of the attention keys, mean over heads, and

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from mame_lab.errors import MameLabError
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import GridMethod, SequenceMethod
 from mame_lab.merging.numbers import is_number, plain
 from mame_lab.merging.schedule import Schedule
 
@@ -22,53 +22,42 @@ BATCHES = ("per_sample", "packed", "union")
 
 
 @dataclass
-class Bipartite(Method):
+class Bipartite(SequenceMethod):
     """Patch tokens are split, by their present place, alternately into targets and sources; sources merge into targets.
 
-    A method of this kind says how alike two tokens are, and may spread a source over the targets. The `leave` sources
-    of a sample whose best target is closest are removed, ties to the lower index.
+    A method of this kind says how alike two tokens are, and may spread a source over the targets. The `r` sources of a
+    sample whose nearest target is closest are removed, ties to the lower index.
     """
 
-    supports_unet: ClassVar[bool] = True
-
     def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
-        similarity_BTS = self.similarity(tokens)
-        best_BS, nearest_BS = similarity_BTS.max(1)  # On a CPU 2 to 4 times faster than argmax.
-        return self.merging(tokens, *self.choose_sources(best_BS, r), self.targets(similarity_BTS, nearest_BS))
-
-    def merging(self, tokens: Tokens, order_BR: Tensor, removed_BR: Tensor | None, targets: Tensor) -> MergePlan:
-        """The plan by which the sources that `leaving` says go to what `targets` says."""
         from mame_lab.merging.plan import make_plan, make_soft_plan
 
+        similarity_BTS = self.similarity(tokens)
+        best_BS, nearest_BS = similarity_BTS.max(1)  # On a CPU 2 to 4 times faster than argmax.
+        order_BR, removed_BR = self.choose_sources(best_BS, r)
+        W_BTS = self.weights(similarity_BTS, nearest_BS)
         target_T, source_S = tokens.places()
-        source_BR = source_S[order_BR]
-        if targets.dim() == 2:
-            target_BR = target_T[targets.gather(1, order_BR)]
-            return make_plan(tokens, source_BR, target_BR, removed_BR)
-        W_BTR = targets.gather(2, order_BR[:, None].expand(-1, targets.shape[1], -1))
-        return make_soft_plan(tokens, source_BR, W_BTR, removed_BR)
-
-    def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
-        from mame_lab.merging.grid import windows
-
-        return windows.match(self.similarity, x_BNC, grid, self.grid.window)
+        if W_BTS is None:
+            return make_plan(tokens, source_S[order_BR], target_T[nearest_BS.gather(1, order_BR)], removed_BR)
+        W_BTR = W_BTS.gather(2, order_BR[:, None].expand(-1, W_BTS.shape[1], -1))
+        return make_soft_plan(tokens, source_S[order_BR], W_BTR, removed_BR)
 
     @abstractmethod
     def similarity(self, tokens: Tokens) -> Tensor:
         """How alike every target and every source are: similarity_BTS, -inf for padding."""
 
-    def targets(self, similarity_BTS: Tensor, nearest_BS: Tensor) -> Tensor:
-        """Where each source would go: whole to its nearest target (nearest_BS, the default), or spread by W_BTS.
+    def weights(self, similarity_BTS: Tensor, nearest_BS: Tensor) -> Tensor | None:
+        """The share of each source that would go to each target, W_BTS; None: whole to its nearest target (nearest_BS).
 
-        Columns of W sum to 1; those of sources that stay do not count.
+        Columns of W sum to 1; those of sources that are not removed do not count.
         """
-        return nearest_BS
+        return None
 
     def choose_sources(self, best_BS: Tensor, r: int | None) -> tuple[Tensor, Tensor | None]:
         """Which sources are removed, by the similarity of each with its nearest target.
 
         Returns:
-            order_BR, the sources to remove, and leaves_BR, whether they are (see `make_plan`).
+            order_BR, the sources to remove, and removed_BR, whether they are (see `make_plan`).
         """
         from mame_lab.merging import matching
 
@@ -77,17 +66,16 @@ class Bipartite(Method):
 
 
 @dataclass
-class Adaptive(Bipartite):
-    """Sources leave that have a target more similar than `tau`; with `r`, the `r` closest ones of every block.
+class Adaptive(Bipartite, GridMethod):
+    """Sources that have a target more similar than `tau` are removed; with `r`, the `r` closest ones of every block.
 
     Args:
         tau: similarity above which tokens merge, from -1 to 1; 1 is off. A list has one entry for each block of the
             model. Without `r` or a target, None becomes `default_tau`, if the method has one.
-        batching: what adaptive merging does with samples that lose different numbers of tokens: `per_sample` pads the
-            shorter ones, a result never depends on the batch; `packed` computes the same, but runs the batch as one
-            sequence without padding (while any of the model trains, it pads); `union` (as published) keeps a source in
-            all samples as soon as one needs it.
-        method, r, blocks, prop_attn, clamp: see `Method`.
+        batching: what adaptive merging does with samples of which different numbers of tokens are removed:
+            `per_sample` pads the shorter ones, a result never depends on the batch; `packed` computes the same, but
+            runs the batch as one sequence without padding (while any of the model trains, it pads); `union` (as
+            published) removes a source only where every sample would.
 
     Raises:
         MameLabError: a value is out of range.
@@ -156,8 +144,8 @@ class Adaptive(Bipartite):
     def packed(self) -> bool:
         return self.is_adaptive and self.batching == "packed"
 
-    def with_budget(self, r: Any, **changes: Any) -> Self:
-        """As `Method.at`; a threshold stays where it only says how a source is spread. `batch` is that of a budget."""
+    def with_budget(self, r: float, **changes: Any) -> Self:
+        """As `Method.with_budget`; a threshold is kept where it only says how a source is spread."""
         return super().with_budget(r, tau=None if self.is_adaptive else self.tau, batching="per_sample", **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
@@ -171,8 +159,13 @@ class Adaptive(Bipartite):
             return Schedule((0,) * depth)
         return super().schedule_for(depth)
 
-    def for_block(self, block: int, depth: int) -> Adaptive:
+    def for_block(self, block: int, depth: int) -> Self:
         return replace(self, tau=self.tau[block]) if isinstance(self.tau, list) else self
+
+    def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
+        from mame_lab.merging.grid import windows
+
+        return windows.match(self.similarity, x_BNC, grid, self.grid.window)
 
     def choose_sources(self, best_BS: Tensor, r: int | None) -> tuple[Tensor, Tensor | None]:
         if r is not None:

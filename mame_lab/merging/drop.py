@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 
 if TYPE_CHECKING:
     from mame_lab.merging.plan import MergePlan
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Drop(Method):
+class Drop(SequenceMethod):
     """Patch tokens at odd places are removed at random, and what they held is lost.
 
     Drawn from torch's global generator, anew in every pass.

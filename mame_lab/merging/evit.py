@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 
 if TYPE_CHECKING:
     from mame_lab.merging.plan import MergePlan
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class EViT(Method):
+class EViT(SequenceMethod):
     """Token reorganization (Liang et al., Not All Patches Are What You Need, arXiv 2202.07800), from its paper.
 
     The r + 1 patch tokens that the class token attends to least, mean over heads, are fused into one, in the place of
@@ -27,8 +27,7 @@ class EViT(Method):
 
     method: str = "evit"
 
-    needs: ClassVar[frozenset[str]] = frozenset({"keys", "queries"})
-    needs_class_token: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"keys", "queries", "class_token"})
     places: ClassVar[str] = "quarters"
     pairs: ClassVar[bool] = False
     gives_up: ClassVar[frozenset[str]] = frozenset({"copies", "mass"})

@@ -20,27 +20,26 @@ class MaMe(Adaptive):
     The similarity of a source with every target, minus `tau`, gives its weights; those at or above their mean survive
     and are normalised to sum 1. The similarity is taken on the block's tokens after attention, the first of the
     choices that the paper leaves open. Sums of sizes and of size times token are kept. The method is differentiable
-    almost everywhere; a source that goes whole to one target passes no gradient to its weight.
+    almost everywhere; a source that merges whole into one target passes no gradient to its weight.
 
     Args:
-        tau: see `Adaptive`; 0.97 if neither `tau` nor `r` is set. With `r`, None gives every source that leaves whole
-            to its nearest target, and a number spreads it by the paper's weights over the targets above `tau` (its
-            best target always stays).
-        method, r, blocks, prop_attn, clamp, batch: see `Adaptive`.
+        tau: see `Adaptive`; 0.97 if neither `tau` nor `r` is set. With `r`, None merges every removed source whole
+            into its nearest target, and a number spreads it by the paper's weights over the targets above `tau` (of
+            which the nearest is always one).
     """
 
     method: str = "mame"
-    default_tau: ClassVar[float] = 0.97
+    default_tau: ClassVar[float | None] = 0.97
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching
 
         return matching.cosine_similarity(tokens.x_BNC, tokens)
 
-    def targets(self, similarity_BTS: Tensor, nearest_BS: Tensor) -> Tensor:
+    def weights(self, similarity_BTS: Tensor, nearest_BS: Tensor) -> Tensor | None:
         from mame_lab.merging import matching
 
         if self.tau is None:
-            return nearest_BS
+            return None
         W_BTS = matching.threshold_weights(similarity_BTS, self.tau)
         return W_BTS.where(W_BTS.sum(1, keepdim=True) > 0, matching.nearest_weights(nearest_BS, W_BTS))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 
 if TYPE_CHECKING:
     from mame_lab.merging.plan import MergePlan
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class MCTF(Method):
+class MCTF(SequenceMethod):
     """Multi-criteria token fusion (Lee et al., arXiv 2403.10030), from its paper: the part that needs no training.
 
     The attraction of two tokens i and j is ((1 + cos(x_i, x_j)) / 2) (a_i a_j)^(-1/20) (s_i s_j)^(-1/40): how alike

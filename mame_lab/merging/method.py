@@ -1,4 +1,4 @@
-"""What every merge method shares: the settings that say where and how much, and the contract of one merge step."""
+"""What every merge method shares, the settings that say where and how much, and the two contracts of a merge step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from mame_lab.errors import MameLabError
 from mame_lab.merging.grid.settings import Grid
 from mame_lab.merging.numbers import is_int, is_number, plain
-from mame_lab.merging.schedule import SHAPES, Schedule, make_schedule
+from mame_lab.merging.schedule import PLACES, SHAPES, Schedule, indices, over_blocks, shaped
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mame_lab.merging.plan import MergePlan
     from mame_lab.merging.tokens import Tokens
 
-# What holds for a merge step of any method that does not give it up. That prefix tokens stay as they are, that a sample
-# does not depend on its batch (`depends_on_batch` apart) and that gradients are those of the merge holds for all.
+# What holds for a merge step of any method that does not give it up. That prefix tokens keep place and value, that a
+# sample does not depend on its batch (except where `depends_on_batch`), that gradients are those of the merge: always.
 CONTRACTS = {
     "copies": "tokens of which another is a copy are the first to be removed, which changes nothing",
     "sizes": "the sum of the sizes is kept",
@@ -28,19 +28,18 @@ CONTRACTS = {
     "graph": "with a budget shapes are static, and a model compiles into one graph",
 }
 
-
 # What a target is solved to.
 SOLVES = ("arithmetic", "adaptive")
 
 
 @dataclass
-class Method(ABC):
-    """A way to merge tokens; the `mame` group of the configuration.
+class Method:
+    """A way to merge tokens; the `mame` group of the configuration. See `SequenceMethod` and `GridMethod`.
 
     Args:
         method: the name of the method, the key of `merging.METHODS`.
-        r: tokens that leave in every merging block: an int, a fraction in (0, 1) of the patch tokens present there
-            (rounded down), or a list with one entry for each block of the model.
+        r: tokens that are removed in every merging block: an int, a fraction in (0, 1) of the patch tokens present
+            there (rounded down), or a list with one entry for each block of the model.
         flops: instead of `r`, the share of the unmerged model's multiply-adds to come down to, in (0, 1).
         speedup: instead, how many times faster than the unmerged model to become.
         schedule: how the removed tokens are shared out over the merging blocks. `constant`: `r` in each (the default
@@ -53,21 +52,21 @@ class Method(ABC):
         blocks: where to merge: the first n blocks or a list of indices. None: where the method is published (`places`);
             in all of them where the schedule is linear or diffrate; where it is geometric or adaptive, see
             `geometric_blocks`.
-        prop_attn: add the log of a token's size to its attention logits. Models trained without a supervised
-            objective (MAE) are reported to do better without it.
-        clamp: let a block in which fewer than `r` tokens can be removed lose all of these, instead of raising an error.
+        prop_attn: proportional attention: add the log of a token's size to its attention logits. Models trained
+            without a supervised objective (MAE) are reported to do better without it.
+        clamp: where fewer than `r` tokens can be removed in a block, remove all of these instead of raising an error.
         grid: of merging in a U-Net, whose blocks are the resolutions at which it has self-attention, the finest first.
 
     Attributes:
-        adaptive: whether the method can do without a budget: the tokens decide how many leave.
-        needs: what `plan` looks at of attention, a subset of {"keys", "queries"}.
-        needs_class_token: whether it looks at the attention of a class token.
+        has_threshold: whether the method can do without a budget: the tokens decide how many are removed.
         places: the blocks that merge if `blocks` is None, a key of `schedule.PLACES`.
         truncates: whether its authors clamp `r` of their own accord: it is clamped whatever `clamp` says, and logged.
         pairs: see `Schedule`.
         gives_up: which of `CONTRACTS` do not hold.
         random: whether it draws anew in every pass.
-        restores: whether it merges in U-Nets, where a merge step is undone after attention (`match`).
+
+    Raises:
+        MameLabError: a value is out of range, or contradicts another.
     """
 
     method: str = "???"
@@ -82,14 +81,11 @@ class Method(ABC):
     grid: Grid = field(default_factory=Grid)
 
     has_threshold: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset()
-    needs_class_token: ClassVar[bool] = False
     places: ClassVar[str] = "two thirds"
     truncates: ClassVar[bool] = False
     pairs: ClassVar[bool] = True
     gives_up: ClassVar[frozenset[str]] = frozenset()
     random: ClassVar[bool] = False
-    supports_unet: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for key in ("r", "flops", "speedup", "blocks", "prop_attn", "clamp"):
@@ -101,6 +97,12 @@ class Method(ABC):
         for key in ("prop_attn", "clamp"):
             if not isinstance(getattr(self, key), bool):
                 raise MameLabError(f"mame.{key}={getattr(self, key)!r} is not valid: give true or false")
+        self._check_r()
+        self._check_blocks()
+        self._check_target()
+        self._check_solve()
+
+    def _check_r(self) -> None:
         for amount in self.r if isinstance(self.r, list) else [self.r]:
             whole, fraction = is_int(amount) and amount >= 0, isinstance(amount, float) and 0 < amount < 1
             if self.r is not None and not whole and not fraction:
@@ -108,29 +110,33 @@ class Method(ABC):
                     f"mame.r={self.r!r} is not valid: give a whole number of tokens (8, not 8.0; 0 for none), a "
                     f"fraction between 0 and 1, or a list of these with one entry for each block"
                 )
-        indices = self.blocks if isinstance(self.blocks, list) else [self.blocks]
-        if self.blocks is not None and not all(map(is_int, indices)):
+        for key in ("blocks", "schedule"):
+            if isinstance(self.r, list) and getattr(self, key) not in (None, "constant"):
+                raise MameLabError(
+                    f"mame.{key}={getattr(self, key)} contradicts mame.r={self.r}: a list names every block, 0 for none"
+                )
+
+    def _check_blocks(self) -> None:
+        given = self.blocks if isinstance(self.blocks, list) else [self.blocks]
+        if self.blocks is not None and not all(map(is_int, given)):
             raise MameLabError(f"mame.blocks={self.blocks!r} is not valid: give a number or a list of indices")
         if is_int(self.blocks) and self.blocks < 0:
             raise MameLabError(f"mame.blocks={self.blocks} is negative: give the number of blocks that merge")
-        self._check_target()
-        self._check_solve()
 
     def _check_target(self) -> None:
-        given = [
-            f"mame.{key}={getattr(self, key)}" for key in ("r", "flops", "speedup") if getattr(self, key) is not None
-        ]
-        if len(given) > 1:
-            raise MameLabError(f"{' and '.join(given)} exclude each other: set all but one to null")
+        budgets = {key: getattr(self, key) for key in ("r", "flops", "speedup") if getattr(self, key) is not None}
+        if len(budgets) > 1:
+            given = " and ".join(f"mame.{key}={value}" for key, value in budgets.items())
+            raise MameLabError(f"{given} exclude each other: set all but one to null")
         if self.flops is not None and not (is_number(self.flops) and 0 < self.flops < 1):
             raise MameLabError(
                 f"mame.flops={self.flops!r} is out of range or no number: give a share of the multiply-adds, in (0, 1)"
             )
         if self.speedup is not None and not (is_number(self.speedup) and self.speedup > 1):
             raise MameLabError(f"mame.speedup={self.speedup!r} is out of range or no number: give a factor above 1")
-        choices = ("geometric", *SHAPES) if self.has_target else tuple(SHAPES)
         if self.schedule == "adaptive":
             raise MameLabError("mame.schedule=adaptive is called mame.solve=adaptive now: write that")
+        choices = ("geometric", *SHAPES) if self.has_target else tuple(SHAPES)
         if self.schedule is not None and self.schedule not in choices:
             unless = "" if self.has_target else " (geometric needs mame.flops or mame.speedup)"
             raise MameLabError(
@@ -169,14 +175,14 @@ class Method(ABC):
         """Whether a batch runs as one sequence of the tokens of all its samples."""
         return False
 
-    def with_budget(self, r: Any, **changes: Any) -> Self:
+    def with_budget(self, r: float, **changes: Any) -> Self:
         """The same method with one budget for all blocks in the place of whatever says how much merges.
 
         It merges in the same blocks and by the same schedule, except in the place of a list, a threshold or no setting
         at all, which say neither: then it is `constant`, in the blocks that `blocks` says.
 
         Args:
-            r: tokens that leave in every merging block, or the fraction of them that does.
+            r: tokens that are removed in every merging block, or the fraction of them that is.
             changes: of other settings.
 
         Raises:
@@ -187,18 +193,26 @@ class Method(ABC):
         return replace(self, r=r, flops=None, speedup=None, **changes)
 
     def schedule_for(self, depth: int) -> Schedule:
-        """The tokens that leave in each of `depth` blocks."""
+        """The tokens that are removed in each of `depth` blocks."""
         if self.has_target:
             raise MameLabError("mame.flops and mame.speedup are targets: apply what mame_lab.solve makes of them")
         if self.r is None and not self.has_threshold:
             raise MameLabError(f"mame={self.method} needs a budget: set mame.r, mame.flops or mame.speedup")
-        clamp = self.clamp or self.truncates
-        schedule = make_schedule(self.r, self.blocks, depth, clamp, self.schedule or "constant", self.places)
-        return replace(schedule, pairs=self.pairs)
+        if isinstance(self.r, list):
+            if len(self.r) != depth:
+                raise MameLabError(f"mame.r={self.r} has {len(self.r)} entries: give one for each of {depth} blocks")
+            amounts = tuple(self.r)
+        else:
+            blocks = self.merging_blocks(depth)
+            each = [None] * len(blocks) if self.r is None else shaped(self.r, self.schedule or "constant", len(blocks))
+            amounts = over_blocks(each, blocks, depth)
+        return Schedule(amounts, self.clamp or self.truncates, self.pairs)
 
-    def for_block(self, block: int, depth: int) -> Method:
-        """The method as the block with this index of so many is given it."""
-        return self
+    def merging_blocks(self, depth: int) -> list[int]:
+        """The indices of the blocks that merge, in a model of `depth` blocks."""
+        if self.blocks is not None:
+            return indices(self.blocks, depth)
+        return PLACES[self.places if self.schedule in (None, "constant") else "all"](depth)
 
     def __str__(self) -> str:
         """The method and the settings that are not defaults."""
@@ -206,40 +220,44 @@ class Method(ABC):
         said = [f"{name}={x}" for name, x, default in settings if x not in (default, Grid())]
         return f"{self.method}({', '.join(said)})"
 
+
+@dataclass
+class SequenceMethod(Method, ABC):
+    """A method for vision transformers, whose sequence is shorter from a merge step on.
+
+    Attributes:
+        needs: what `plan` looks at beside the tokens: of {"keys", "queries", "class_token"}, where "class_token" says
+            that the first token has to be one.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def for_block(self, block: int, depth: int) -> Self:
+        """The method as the block with this index of so many is given it."""
+        return self
+
     @abstractmethod
     def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
         """Which tokens become which, in one merge step.
 
         Args:
             tokens: what enters the step.
-            r: tokens that leave in every sample; None: the method decides.
+            r: tokens that are removed from every sample; None: the method decides.
         """
 
-    def check_sequences(self, model: str, class_token: bool) -> None:
-        """Raise MameLabError for what does not fit a vision transformer.
 
-        Args:
-            model: what it is called.
-            class_token: whether its first token is a class token.
-        """
-        if self.grid != Grid():
-            raise MameLabError(f"mame.grid={self.grid} is for U-Nets: leave it out for a vision transformer")
-        if self.needs_class_token and not class_token:
-            raise MameLabError(
-                f"mame={self.method} goes by the attention of a class token, which this {model} has not: choose another"
-            )
+@dataclass
+class GridMethod(Method, ABC):
+    """A method for U-Nets, where a merge step comes before self-attention and is undone after it."""
 
+    @abstractmethod
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
-        """Where the sources of a grid of tokens would go, for a merge step that is undone after attention.
+        """Which target each source of a grid of tokens is nearest to.
 
         Args:
             x_BNC: the tokens that enter self-attention, row by row.
             grid: rows and columns.
-
-        Raises:
-            MameLabError: the method does not merge there (`restores`).
         """
-        raise MameLabError(f"mame={self} cannot merge in a U-Net: choose ward, paper or tomesd")
 
 
 def check_method(method: object) -> None:
@@ -249,3 +267,27 @@ def check_method(method: object) -> None:
             f"{shorten(repr(method), 80)} is no merge method: give r by name, as in apply(model, r=8), or one such "
             f"as mame_lab.Ward(r=8)"
         )
+
+
+def sequence_method(method: Method, model: str, class_token: bool) -> SequenceMethod:
+    """The method, if it fits a vision transformer.
+
+    Args:
+        method: any method.
+        model: what the vision transformer is called.
+        class_token: whether its first token is a class token.
+
+    Raises:
+        MameLabError: it does not fit.
+    """
+    if not isinstance(method, SequenceMethod):
+        raise MameLabError(
+            f"mame={method.method} merges in U-Nets only: choose another for a vision transformer, such as tome"
+        )
+    if method.grid != Grid():
+        raise MameLabError(f"mame.grid={method.grid} is for U-Nets: leave it out for a vision transformer")
+    if "class_token" in method.needs and not class_token:
+        raise MameLabError(
+            f"mame={method.method} goes by the attention of a class token, which this {model} has not: choose another"
+        )
+    return method

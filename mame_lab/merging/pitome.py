@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 
 if TYPE_CHECKING:
     from mame_lab.merging.plan import MergePlan
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class PiToMe(Method):
+class PiToMe(SequenceMethod):
     """Spectrum-preserving token merging (Tran et al., arXiv 2405.16148), as its authors run it on image classifiers.
 
     The energy of a token is the mean of elu(cosine - margin) over all patch tokens, of the attention keys, mean over

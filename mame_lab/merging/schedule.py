@@ -1,13 +1,16 @@
-"""How many tokens leave in which block."""
+"""How many tokens are removed in which block."""
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mame_lab.errors import MameLabError
 
 log = logging.getLogger(__name__)
+
+# A number of tokens, a fraction of the patch tokens present, or None: the method decides from the tokens.
+Amount = int | float | None
 
 # The tokens that are removed in each block of DeiT-S at 2.9 GFLOPs, by the rates that DiffRate learned (Chen et al.,
 # arXiv 2305.17997).
@@ -42,14 +45,13 @@ class Schedule:
     """The budget of every block of a model.
 
     Args:
-        amounts: one entry a block: 0 (the block does not merge), a number of tokens, a fraction of the patch
-            tokens present, or None (the method decides from the tokens how many leave).
-        clamp: truncate to the source tokens present instead of raising an error.
-        pairs: whether every token that is removed needs one of its own that stays, so that half of them can be removed;
+        amounts: one a block; 0: it does not merge.
+        clamp: truncate to the tokens that can be removed instead of raising an error.
+        pairs: whether each removed token needs one of its own that is not, so that half of them can be removed;
             otherwise all but one.
     """
 
-    amounts: tuple[int | float | None, ...]
+    amounts: tuple[Amount, ...]
     clamp: bool = False
     pairs: bool = True
 
@@ -59,15 +61,15 @@ class Schedule:
         return all(amount == 0 for amount in self.amounts)
 
     def removed(self, block: int, patches: int, sources: int | None = None) -> int | None:
-        """The number of tokens that leave in a block which `patches` patch tokens enter.
+        """The number of tokens that are removed in a block which `patches` patch tokens enter.
 
         Args:
             block: its index.
             patches: the patch tokens.
-            sources: how many of them can leave. None: as many as `pairs` says, half of them rounded down.
+            sources: how many of them can be removed. None: as many as `pairs` says, half of them rounded down.
 
         Raises:
-            MameLabError: more tokens are to leave than there are sources, and `clamp` is off.
+            MameLabError: more are to be removed than can be, and `clamp` is off.
         """
         asked = self._asked(block, patches)
         if sources is None:
@@ -78,14 +80,14 @@ class Schedule:
             return sources
         raise MameLabError(
             f"mame.r={self.amounts[block]} is too large for block {block}: {patches} patch tokens enter it, of which "
-            f"{sources} are sources that can leave; lower mame.r, merge in fewer blocks (mame.blocks) or set "
+            f"{sources} are sources, which can be removed; lower mame.r, merge in fewer blocks (mame.blocks) or set "
             f"mame.clamp=true"
         )
 
     def walk(self, patches: int, warn: bool = False) -> list[int | None]:
-        """The tokens that leave in each block if `patches` patch tokens enter the first; None where the input decides.
+        """The tokens removed in each block if `patches` patch tokens enter the first; None where the input decides.
 
-        With `warn`, what results is logged where `clamp` truncated, and where no tokens leave at all.
+        With `warn`, what results is logged where `clamp` truncated, and where nothing is removed at all.
         """
         removed, truncated = [], False
         for block in range(len(self.amounts)):
@@ -101,68 +103,30 @@ class Schedule:
         return removed
 
     def _asked(self, block: int, patches: int) -> int | None:
-        """The tokens that are to leave; a fraction is rounded down as its decimal digits say (0.29 of 100 is 29)."""
+        """The tokens to be removed; a fraction is rounded down as its decimal digits say (0.29 of 100 is 29)."""
         amount = self.amounts[block]
         return math.floor(amount * patches + 1e-9) if isinstance(amount, float) else amount
 
 
-def merging_blocks(
-    blocks: int | list[int] | None, depth: int, shape: str = "constant", places: str = "two thirds"
-) -> list[int]:
-    """The indices of the blocks that merge.
+def indices(blocks: int | list[int], depth: int) -> list[int]:
+    """The indices of the first n blocks, or those of a list, in which negative ones count from the end.
 
-    Args:
-        blocks: the first n blocks, a list of indices (negative ones count from the end), or None: those that `places`
-            says; all of them where the schedule is not constant.
-        depth: the number of blocks of the model.
-        shape: the schedule.
-        places: a key of `PLACES`.
+    Raises:
+        MameLabError: a model of `depth` blocks has not all of them, or one is given twice.
     """
-    if blocks is None:
-        return PLACES[places if shape == "constant" else "all"](depth)
-    indices = list(range(blocks)) if isinstance(blocks, int) else [i + depth if i < 0 else i for i in blocks]
-    if any(not 0 <= i < depth for i in indices) or len(set(indices)) < len(indices):
+    found = list(range(blocks)) if isinstance(blocks, int) else [i + depth if i < 0 else i for i in blocks]
+    if any(not 0 <= i < depth for i in found) or len(set(found)) < len(found):
         raise MameLabError(
             f"mame.blocks={blocks} does not fit the model: it has {depth} blocks, so give a number up to {depth} or a "
             f"list of different indices from {-depth} to {depth - 1}"
         )
-    return indices
+    return found
 
 
-def make_schedule(
-    r,
-    blocks: int | list[int] | None,
-    depth: int,
-    clamp: bool = False,
-    shape: str = "constant",
-    places: str = "two thirds",
-) -> Schedule:
-    """The schedule of a model with `depth` blocks.
-
-    Args:
-        r: tokens that leave in every merging block: an int, a fraction in (0, 1) of the patch tokens present, a list
-            with one of these for each block of the model, or None: the method decides.
-        blocks: see `merging_blocks`; must be None when `r` is a list.
-        shape: one of `SHAPES`: how `r` varies over the merging blocks.
-        places: see `merging_blocks`.
-    """
-    if isinstance(r, list):
-        if blocks is not None or shape != "constant":
-            key = "schedule" if blocks is None else "blocks"
-            value = shape if blocks is None else blocks
-            raise MameLabError(f"mame.{key}={value} contradicts mame.r={r}: a list names every block, 0 for none")
-        if len(r) != depth:
-            raise MameLabError(f"mame.r={r} has {len(r)} entries: give one for each of the {depth} blocks")
-        return Schedule(tuple(r), clamp)
-    chosen = merging_blocks(blocks, depth, shape, places)
-    amounts = [r] * len(chosen) if r is None else shaped(r, shape, len(chosen))
-    return over_blocks(amounts, chosen, depth, clamp)
-
-
-def over_blocks(amounts: list, blocks: list[int], depth: int, clamp: bool = False) -> Schedule:
-    """The schedule of `depth` blocks in which the given ones merge these amounts, in the order of depth."""
-    for_block = dict(zip(sorted(blocks), amounts, strict=True))
-    return Schedule(tuple(for_block.get(block, 0) for block in range(depth)), clamp)
+def over_blocks(amounts: Sequence[Amount], blocks: list[int], depth: int) -> tuple[Amount, ...]:
+    """The amounts of `depth` blocks: those given, in the order of depth, in the given blocks, 0 in the others."""
+    of_block = dict(zip(sorted(blocks), amounts, strict=True))
+    return tuple(of_block.get(block, 0) for block in range(depth))
 
 
 def shaped(r: float, shape: str, blocks: int) -> list[int | float]:
@@ -174,7 +138,7 @@ def shaped(r: float, shape: str, blocks: int) -> list[int | float]:
 
 
 def factors(shape: str, blocks: int) -> list[float]:
-    """How many times the average amount leaves in each of the merging blocks."""
+    """How many times the average amount is removed in each of the merging blocks."""
     if blocks == 1:
         return [1.0]
     return [SHAPES[shape](block / (blocks - 1)) for block in range(blocks)]

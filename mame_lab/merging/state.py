@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.attention import Attention
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.tokens import Tokens
 
@@ -69,7 +69,7 @@ class MergeState(NamedTuple):
     plans: tuple[MergePlan, ...] = ()
 
     def merge(
-        self, method: Method, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None, r: int | None
+        self, method: SequenceMethod, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None, r: int | None
     ) -> tuple[Tensor, MergeState]:
         """One merge step.
 
@@ -139,7 +139,7 @@ class MergeState(NamedTuple):
         total_BC = (x_BNC[:, skip:] * size_BN1).sum(1)
         return (total_BC / size_BN1.sum(1)).to(x_BNC.dtype)
 
-    def _tokens(self, method: Method, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None) -> Tokens:
+    def _tokens(self, method: SequenceMethod, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None) -> Tokens:
         x_BNC = self.unpack(x_BNC).contiguous()  # Before the first merge they may lie channel by channel.
         input_BNC = self.unpack(input_BNC)
         size_BN1 = self.size_BN1
@@ -161,7 +161,9 @@ class MergeState(NamedTuple):
         return self.unpack(key_BHND.transpose(1, 2).flatten(2)).unflatten(2, (key_BHND.shape[1], -1)).transpose(1, 2)
 
 
-def merge_step(method: Method, tokens: Tokens, r: int | None) -> tuple[MergePlan, Tensor, Tensor, Tensor | None]:
+def merge_step(
+    method: SequenceMethod, tokens: Tokens, r: int | None
+) -> tuple[MergePlan, Tensor, Tensor, Tensor | None]:
     """All that one merge step computes: the plan, the tokens after it, their sizes, and the attention bias."""
     with full_precision(tokens.x_BNC):
         plan = method.plan(tokens, r)

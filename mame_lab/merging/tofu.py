@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from mame_lab.merging.tome import ToMe
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from mame_lab.merging.plan import HardPlan
     from mame_lab.merging.tokens import Tokens
 
@@ -32,17 +30,17 @@ class ToFu(ToMe):
     gives_up: ClassVar[frozenset[str]] = frozenset({"mass"})
     early: ClassVar[bool] = True
 
-    def for_block(self, block: int, depth: int) -> ToFu:
+    def for_block(self, block: int, depth: int) -> Self:
         method = copy(self)
         vars(method)["early"] = block < depth // 2
         return method
 
-    def merging(self, tokens: Tokens, order_BR: Tensor, removed_BR: Tensor | None, targets: Tensor) -> HardPlan:
+    def plan(self, tokens: Tokens, r: int | None) -> HardPlan:
         import torch
 
         from mame_lab.merging.plan import HardPlan
 
-        plan = super().merging(tokens, order_BR, removed_BR, targets)
+        plan = super().plan(tokens, r)
         assert isinstance(plan, HardPlan)  # Targets are not spread.
         if not self.early:
             return plan._replace(largest_norm=True)

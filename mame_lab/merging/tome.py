@@ -27,7 +27,6 @@ class ToMe(Bipartite):
     needs: ClassVar[frozenset[str]] = frozenset({"keys"})
     places: ClassVar[str] = "all"
     truncates: ClassVar[bool] = True
-    supports_unet: ClassVar[bool] = False
 
     def similarity(self, tokens: Tokens) -> Tensor:
         from mame_lab.merging import matching

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING
 
-from mame_lab.errors import MameLabError
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import GridMethod
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mame_lab.merging.grid.assignment import Match
-    from mame_lab.merging.plan import MergePlan
-    from mame_lab.merging.tokens import Tokens
 
 
 @dataclass
-class ToMeSD(Method):
+class ToMeSD(GridMethod):
     """ToMe for Stable Diffusion (Bolya and Hoffman, Token Merging for Fast Stable Diffusion, arXiv 2303.17604).
 
     For U-Nets only. In each cell of 2 x 2 tokens one, drawn anew for every merge step and the same in all samples, is a
@@ -27,14 +24,6 @@ class ToMeSD(Method):
 
     method: str = "tomesd"
     prop_attn: bool = False
-
-    supports_unet: ClassVar[bool] = True
-
-    def check_sequences(self, model: str, class_token: bool) -> NoReturn:
-        raise MameLabError("mame=tomesd merges in U-Nets only: choose tome for a vision transformer")
-
-    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
-        self.check_sequences("vision transformer", class_token=False)
 
     def match(self, x_BNC: Tensor, grid: tuple[int, int]) -> Match:
         import torch

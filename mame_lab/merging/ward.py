@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.bipartite import Adaptive
-from mame_lab.merging.schedule import Schedule, geometric_blocks, make_schedule, merging_blocks, over_blocks
+from mame_lab.merging.schedule import Schedule, geometric_blocks, over_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,8 +27,8 @@ class Ward(Adaptive):
     |x_t - x_s| of the tokens after attention, normalised; for what two tokens do together goes wrong by the product of
     how differently they are attended to and how different they are. A token weighs the fourth root of its size times
     the attention that the first prefix token pays it, the class token where there is one (the square root of its size
-    in a model without prefix tokens): tokens that stand for many, or that are looked at, merge late. And a source goes
-    whole to its nearest target.
+    in a model without prefix tokens): tokens of a large size, or that are looked at, merge late. And a source merges
+    whole into its nearest target.
 
     Sums of sizes and of size times token are kept. No gradient passes through the choice. In a U-Net, where merging
     comes before attention, d is the squared distance of the tokens that enter attention.
@@ -38,7 +38,6 @@ class Ward(Adaptive):
             patch tokens remain at the end: the same share is removed in each block of a geometric schedule, but never
             more than half of those present.
         blocks: see `Method`; with `tau`, None is all blocks: the threshold finds those in which merging is harmless.
-        method, r, prop_attn, clamp, batch: see `Adaptive`.
     """
 
     method: str = "ward"
@@ -81,9 +80,13 @@ class Ward(Adaptive):
         return (tokens.size_BN1 * attention_BN1 * size_B11 / attention_B11) ** 0.25
 
     def schedule_for(self, depth: int) -> Schedule:
-        if self.r is None and not self.is_adaptive and not self.has_target:
-            blocks = geometric_blocks(depth, KEPT) if self.blocks is None else merging_blocks(self.blocks, depth)
-            return over_blocks([min(1 - KEPT ** (1 / len(blocks)), 0.5) for _ in blocks], blocks, depth)
-        schedule = super().schedule_for(depth)
-        in_all_blocks = self.r is None and self.blocks is None and not isinstance(self.tau, list) and not schedule.off
-        return make_schedule(None, depth, depth) if in_all_blocks else schedule
+        if self.r is not None or self.tau is not None or self.has_target:
+            return super().schedule_for(depth)
+        blocks = self.merging_blocks(depth)
+        share = min(1 - KEPT ** (1 / max(len(blocks), 1)), 0.5)
+        return Schedule(over_blocks([share] * len(blocks), blocks, depth))
+
+    def merging_blocks(self, depth: int) -> list[int]:
+        if self.blocks is not None or self.r is not None or self.has_target:
+            return super().merging_blocks(depth)
+        return list(range(depth)) if self.is_adaptive else geometric_blocks(depth, KEPT)

@@ -6,17 +6,18 @@ B batch, T targets, S sources.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mame_lab.errors import MameLabError
 from mame_lab.measure.cost import gflops
 from mame_lab.merging import Method
 from mame_lab.merging.bipartite import Adaptive
 from mame_lab.merging.method import check_method
-from mame_lab.merging.schedule import factors, geometric_blocks, merging_blocks, over_blocks
+from mame_lab.merging.schedule import Schedule, factors, geometric_blocks, over_blocks
+from mame_lab.merging.wrapper import MethodWrapper
 from mame_lab.models import apply, family_of, shared_copy, tracing_family_of, unmerged_copy
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     from their size.
 
     Args:
-        model: a supported model; it is left as it was.
+        model: a supported model; it does not change.
         method: with `flops` or `speedup` set; one without a target is returned as it is.
         images: (B, 3, H, W), preprocessed, on the model's device: 16 or more of the kind that the model is for.
 
@@ -114,9 +115,11 @@ class _Search:
     def candidate(self, strength: float) -> Method:
         """The method with a list of the tokens that are removed in each block, or of thresholds."""
         amounts = self._amounts(strength)
-        if isinstance(self.method, Adaptive) and self.method.solve == "adaptive":
-            return replace(self.plain, r=None, tau=self._thresholds(amounts), batching=self.method.batching)
-        return replace(self.plain, r=amounts)
+        plain = replace(self.plain, r=amounts)
+        if not isinstance(self.method, Adaptive) or self.method.solve != "adaptive":
+            return plain
+        assert isinstance(plain, Adaptive)
+        return replace(plain, r=None, tau=self._thresholds(plain), batching=self.method.batching)
 
     def cost(self, method: Method) -> float:
         """The share of the unmerged model's multiply-adds."""
@@ -137,7 +140,7 @@ class _Search:
     def _blocks(self, share: float) -> list[int]:
         if self.method.blocks is None and self.schedule == "geometric":
             return geometric_blocks(self.depth, share)
-        return merging_blocks(self.method.blocks, self.depth, self.schedule, self.method.places)
+        return self.method.merging_blocks(self.depth)
 
     def _amounts(self, strength: float) -> list[int]:
         """The tokens that are removed in each block."""
@@ -148,20 +151,18 @@ class _Search:
             shares = factors(self.schedule, len(self.blocks))
             totals = list(accumulate(strength**2 * self.patches * share for share in shares))
         amounts = [int(after) - int(before) for before, after in pairwise((0, *totals))]
-        schedule = replace(over_blocks(amounts, self.blocks, self.depth, clamp=True), pairs=self.plain.pairs)
+        schedule = Schedule(over_blocks(amounts, self.blocks, self.depth), clamp=True, pairs=self.plain.pairs)
         return [amount or 0 for amount in schedule.walk(self.patches)]
 
-    def _thresholds(self, amounts: list[int]) -> list[float]:
-        """The threshold of each block by which the images lose so many tokens on average."""
+    def _thresholds(self, method: Adaptive) -> list[float]:
+        """The threshold of each block by which as many tokens of the images are removed on average as by a budget."""
         import torch
 
-        base = replace(self.plain, r=None, tau=1.0)
-        pooled = _Pooled(r=amounts, clamp=True, prop_attn=self.plain.prop_attn, base=base)
+        pooled = _Pooled(replace(method, clamp=True))
         with torch.inference_mode():
             apply(shared_copy(self.model), pooled)(self.images)
-        merging = [block for block, amount in enumerate(amounts) if amount]
-        found = dict(zip(merging, pooled.taus, strict=True))
-        return [found.get(block, 1.0) for block in range(self.depth)]
+        found = iter(pooled.taus)
+        return [next(found) if amount else 1.0 for amount in method.r]
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], step: int) -> float:
@@ -171,24 +172,22 @@ def _between(low: tuple[float, float], high: tuple[float, float], step: int) -> 
     return low[0] + (high[0] - low[0]) * low[1] / (low[1] - high[1])
 
 
-@dataclass
-class _Pooled(Method):
-    """Removes as many tokens from the whole batch as its budget says, those of all samples that are closest.
+class _Pooled(MethodWrapper):
+    """Removes as many tokens from the whole batch as the budget says, those of all samples that are closest.
 
     Attributes:
         taus: the thresholds at which that happened, block by block.
     """
 
-    base: Any = None
-    taus: list[float] = field(default_factory=list)
+    base: Adaptive
 
-    @property
-    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.base.needs
+    def __init__(self, base: Adaptive) -> None:
+        super().__init__(base)
+        self.taus: list[float] = []
 
     def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
         assert r is not None
         best = self.base.similarity(tokens).amax(1).flatten().sort(descending=True).values
         least = float(best[min(len(tokens.x_BNC) * r, len(best) - 1)])
         self.taus.append(min(max(least, -1.0), BELOW_1))
-        return replace(self.base, tau=self.taus[-1]).plan(tokens, None)
+        return replace(self.base, r=None, clamp=False, tau=self.taus[-1]).plan(tokens, None)

@@ -3,7 +3,6 @@ from omegaconf import OmegaConf
 
 from mame_lab import MameLabError
 from mame_lab.merging import ATC, MCTF, METHODS, Drop, EViT, MaMe, PiToMe, ToFu, ToMe, Ward
-from mame_lab.merging.schedule import make_schedule
 
 
 @pytest.mark.parametrize(
@@ -105,17 +104,17 @@ def test_one_token_stays_at_the_least(method):
 def test_too_large_names_the_block_and_the_way_out():
     """ViT-B/16 at 224 px cannot lose 16 in all 12 blocks."""
     with pytest.raises(MameLabError, match=r"mame.r=16 is too large for block 11: 20 patch tokens.* 10 are sources"):
-        make_schedule(16, 12, 12).walk(196)
+        MaMe(r=16, blocks=12).schedule_for(12).walk(196)
 
 
 def test_clamp_says_what_results(caplog):
-    make_schedule(0.7, 1, 2, clamp=True).walk(100, warn=True)
+    MaMe(r=0.7, blocks=1, clamp=True).schedule_for(2).walk(100, warn=True)
     assert "[50, 0]" in caplog.text
-    make_schedule(16, 12, 12, clamp=True).walk(196, warn=True)
+    MaMe(r=16, blocks=12, clamp=True).schedule_for(12).walk(196, warn=True)
     assert "[16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 16, 10]" in caplog.text
     caplog.clear()
-    make_schedule(16, 12, 12, clamp=True).walk(196)
-    make_schedule(8, 12, 12, clamp=True).walk(196, warn=True)
+    MaMe(r=16, blocks=12, clamp=True).schedule_for(12).walk(196)
+    MaMe(r=8, blocks=12, clamp=True).schedule_for(12).walk(196, warn=True)
     assert not caplog.text
 
 

@@ -236,8 +236,8 @@ def test_compiles_into_one_graph():
     [
         (Ward(), "has no budget, which a U-Net needs: set mame.r"),
         (Ward(tau=0.9), "has no budget"),
-        (ToMe(r=0.5), "cannot merge in a U-Net: choose ward, paper or tomesd"),
-        (Drop(r=0.5), "cannot merge in a U-Net: choose ward, paper or tomesd"),
+        (ToMe(r=0.5), "cannot merge in a U-Net: choose from ward, mame, tomesd"),
+        (Drop(r=0.5), "cannot merge in a U-Net: choose from ward, mame, tomesd"),
         (MaMe(r=0.5, tau=0.5), "mame.tau=0.5 has no meaning in a U-Net"),
         (Ward(r=[0.5, 0.5]), "one for each of the 3 blocks"),
         (Ward(flops=0.5), "has a target, which no U-Net is solved for"),

@@ -10,6 +10,7 @@ from mame_lab.data.prompts import Prompts
 from mame_lab.errors import MameLabError
 from mame_lab.merging import METHODS
 from mame_lab.merging.grid.settings import Grid
+from mame_lab.merging.method import GridMethod
 
 
 @dataclass
@@ -36,6 +37,6 @@ class Denoiser(Benchmark):
     unread: ClassVar[tuple[str, ...]] = ("mame", "speed", *(f"dataset.{each.name}" for each in fields(Prompts)))
 
     def __post_init__(self) -> None:
-        known = [name for name, method in METHODS.items() if method.supports_unet]
+        known = [name for name, method in METHODS.items() if issubclass(method, GridMethod)]
         if unknown := set(self.methods) - set(known):
             raise MameLabError(f"benchmark.methods={sorted(unknown)} is not for U-Nets: choose from {', '.join(known)}")

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mame_lab.merging import MaMe, Method, ToMeSD, Ward
+from mame_lab.merging import MaMe, ToMeSD, Ward
 from mame_lab.merging.grid.assignment import Assignment, Match
 from mame_lab.merging.grid.settings import Grid
 from mame_lab.merging.grid.windows import part
 from mame_lab.merging.matching import squared_distance, ward_similarity
+from mame_lab.merging.method import GridMethod
 from mame_lab.merging.tokens import Tokens
 
 
@@ -86,13 +87,13 @@ class Arm(NamedTuple):
     """One way to merge on a grid.
 
     Attributes:
-        method: where the sources would go, and whether attention is proportional.
+        method: which target each source is nearest to, and whether attention is proportional.
         on_keys: it compares the attention keys, mean over heads, in place of the tokens.
         keep_norm: how much of the norm that a mean loses a merged token gets back, 0 to 1 (geometrically).
-        temperature: of `spread`; None: a source goes whole to its nearest target.
+        temperature: of `spread`; None: a source merges whole into its nearest target.
     """
 
-    method: Method
+    method: GridMethod
     on_keys: bool = False
     keep_norm: float = 0.0
     temperature: float | None = None

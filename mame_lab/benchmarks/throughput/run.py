@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -23,10 +22,11 @@ from mame_lab.measure import flops, speed
 from mame_lab.measure.cost import gflops
 from mame_lab.measure.precision import converted, prepared
 from mame_lab.merging import METHODS, Method
+from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.plan import MergePlan
-from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import merge_step
 from mame_lab.merging.tokens import Tokens
+from mame_lab.merging.wrapper import MethodWrapper
 from mame_lab.models import apply, is_adaptive, shared_copy
 from mame_lab.models.compilation import check_compiles, compile_models
 
@@ -113,35 +113,27 @@ def _methods(settings: Throughput) -> Iterator[Method]:
 
 def _merge_steps(model: nn.Module, method: Method, images: Tensor) -> Callable[[], None]:
     """A call that does the merge steps of one forward pass and nothing else."""
-    spy = _Spy(base=method)
+    assert isinstance(method, SequenceMethod)  # `apply` refused others.
+    spy = _Spy(method)
     apply(shared_copy(model), spy)(images)
 
     def steps() -> None:
-        for tokens, r in spy.steps:
-            merge_step(method, tokens, r)
+        for step in spy.steps:
+            merge_step(*step)
 
     return steps
 
 
-@dataclass
-class _Spy(Method):
-    """Merges as `base` does, and keeps what its steps are given."""
+class _Spy(MethodWrapper):
+    """Merges as `base` does, and keeps what each step is given: the method as its block has it, tokens, and r."""
 
-    base: Any = None
-    steps: list[tuple[Tokens, int | None]] = field(default_factory=list)
-
-    has_threshold: ClassVar[bool] = True
-
-    @property
-    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.base.needs
-
-    def schedule_for(self, depth: int) -> Schedule:
-        return self.base.schedule_for(depth)
+    def __init__(self, base: SequenceMethod) -> None:
+        super().__init__(base)
+        self.steps: list[tuple[SequenceMethod, Tokens, int | None]] = []
 
     def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
-        self.steps.append((tokens, r))
-        return self.base.plan(tokens, r)
+        self.steps.append((self.base, tokens, r))
+        return super().plan(tokens, r)
 
 
 def table(found: list[Row]) -> Table:

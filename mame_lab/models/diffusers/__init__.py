@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from mame_lab.errors import MameLabError
-from mame_lab.merging.method import Method
+from mame_lab.merging import METHODS, Method
+from mame_lab.merging.method import GridMethod
 from mame_lab.models.diffusers.loading import load
 from mame_lab.models.diffusers.support import PLAIN, plain, resolutions, transformers_of, unet_of
 from mame_lab.models.diffusers.unet import (
@@ -31,13 +32,15 @@ def attach(model: Any, method: Method) -> None:
     levels = resolutions(unet)
     if method.has_target:
         raise MameLabError(f"mame={method} has a target, which no U-Net is solved for: set mame.r, such as mame.r=0.5")
-    if not method.supports_unet:
-        raise MameLabError(f"mame={method} cannot merge in a U-Net: choose ward, paper or tomesd")
+    if not isinstance(method, GridMethod):
+        choices = ", ".join(name for name, each in METHODS.items() if issubclass(each, GridMethod))
+        raise MameLabError(f"mame={method} cannot merge in a U-Net: choose from {choices}")
     if method.r is None:
         raise MameLabError(f"mame={method} has no budget, which a U-Net needs: set mame.r, such as mame.r=0.5")
     if getattr(method, "tau", None) is not None:
         raise MameLabError(
-            f"mame.tau={vars(method)['tau']} has no meaning in a U-Net, where sources go whole: set it to null"
+            f"mame.tau={vars(method)['tau']} has no meaning in a U-Net, where a source merges into one target: set it "
+            f"to null"
         )
     schedule = method.schedule_for(len(levels))
     detach(model)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.grid.assignment import Assignment, assign
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import GridMethod
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import full_precision
 from mame_lab.models.parts import stands_in
@@ -36,7 +36,7 @@ class UNetMergeContext:
         grid: rows and columns of the tokens that enter the present transformer.
     """
 
-    method: Method
+    method: GridMethod
     schedule: Schedule
     grid: tuple[int, int] = (0, 0)
 
@@ -109,12 +109,12 @@ class MergingAttention(Unscripted, Attention):
 
 @stands_in
 class UnmergedAttention(Unscripted, Attention):
-    """diffusers' Attention, deaf to merging."""
+    """diffusers' Attention, which ignores merging."""
 
     def forward(self, *args, merging: UNetMergeContext, **kwargs):
         return super().forward(*args, **kwargs)
 
 
 def unmergeable(grid: tuple[int, int]) -> int:
-    """The tokens of a grid that stay at the least: one in each cell of 2 x 2, begun ones counted."""
+    """The tokens of a grid that remain at the least: one in each cell of 2 x 2, begun ones counted."""
     return -(-grid[0] // 2) * -(-grid[1] // 2)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import Method, SequenceMethod, sequence_method
 from mame_lab.merging.plan import MergePlan
-from mame_lab.merging.schedule import Schedule, make_schedule
+from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.ward import Ward
 from mame_lab.models import shared_copy
 from mame_lab.models.parts import become, check_forwards
@@ -47,7 +47,7 @@ def attach(model: TimmTransformer, method: Method) -> None:
         MameLabError: the schedule does not fit the model; it is left as it was.
     """
     architecture = architecture_of(model)
-    method.check_sequences(architecture.plain.__name__, class_token=model.cls_token is not None)
+    method = sequence_method(method, architecture.plain.__name__, class_token=model.cls_token is not None)
     schedule = method.schedule_for(len(model.blocks))
     if model.patch_embed.num_patches:
         schedule.walk(model.patch_embed.num_patches, warn=True)
@@ -56,7 +56,7 @@ def attach(model: TimmTransformer, method: Method) -> None:
         _enter(model, method, schedule)
 
 
-def _enter(model: TimmTransformer, method: Method, schedule: Schedule) -> None:
+def _enter(model: TimmTransformer, method: SequenceMethod, schedule: Schedule) -> None:
     architecture = architecture_of(model)
     become(model, architecture.merging)
     methods = [method.for_block(block, len(model.blocks)) for block in range(len(model.blocks))]
@@ -84,7 +84,7 @@ def splittable_copy(model: TimmTransformer) -> nn.Module:
     """
     split_model: Any = shared_copy(model)
     if not isinstance(split_model, MergingTransformer):
-        _enter(split_model, Ward(r=0), make_schedule(0, None, len(split_model.blocks)))
+        _enter(split_model, Ward(r=0), Schedule((0,) * len(split_model.blocks)))
     return split_model
 
 

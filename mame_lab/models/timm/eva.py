@@ -10,7 +10,7 @@ from timm.models.eva import Eva, EvaAttention, EvaBlock
 from torch import Tensor
 from torch.nn import functional as F
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
 from mame_lab.models.timm.forward import Architecture, MergingTransformer
@@ -22,7 +22,7 @@ class MergingEvaBlock(Unscripted, EvaBlock):
     """timm's EvaBlock with one merge step between attention and MLP."""
 
     def forward(
-        self, x_BNC: Tensor, state: MergeState, method: Method, r: int | None, rope: Tensor | None
+        self, x_BNC: Tensor, state: MergeState, method: SequenceMethod, r: int | None, rope: Tensor | None
     ) -> tuple[Tensor, MergeState]:
         input_BNC = self.norm1(x_BNC)
         with state.attention(bool(method.needs)) as attention:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mame_lab.errors import MameLabError, UnsupportedModelError
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
@@ -52,8 +52,8 @@ class MergingTransformer(Unscripted, nn.Module):
     for attention pooling as long as every source goes whole to one target.
     """
 
-    method: Method
-    methods: list[Method]
+    method: SequenceMethod
+    methods: list[SequenceMethod]
     schedule: Schedule
     blocks: nn.Sequential
     num_prefix_tokens: int

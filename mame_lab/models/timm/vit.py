@@ -7,7 +7,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
 from mame_lab.models.timm.forward import Architecture, MergingTransformer
@@ -18,7 +18,9 @@ from mame_lab.models.tracing import Unscripted
 class MergingBlock(Unscripted, Block):
     """timm's Block with one merge step between attention and MLP."""
 
-    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, r: int | None) -> tuple[Tensor, MergeState]:
+    def forward(
+        self, x_BNC: Tensor, state: MergeState, method: SequenceMethod, r: int | None
+    ) -> tuple[Tensor, MergeState]:
         input_BNC = self.norm1(x_BNC)
         with state.attention(bool(method.needs)) as attention:
             x_BNC = x_BNC + self.drop_path1(self.ls1(self.attn(input_BNC, attn_mask=state.mask_B11N)))

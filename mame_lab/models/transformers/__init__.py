@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import Method, SequenceMethod, sequence_method
 from mame_lab.merging.plan import MergePlan
-from mame_lab.merging.schedule import Schedule, make_schedule
+from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.ward import Ward
 from mame_lab.models import shared_copy
 from mame_lab.models.parts import become, check_forwards
@@ -57,7 +57,8 @@ def attach(model: Any, method: Method) -> None:
     """
     architecture_of(model)
     check_attention(model)
-    method.check_sequences(model.config.model_type, class_token=hasattr(model.base_model.embeddings, "cls_token"))
+    has_class_token = hasattr(model.base_model.embeddings, "cls_token")
+    method = sequence_method(method, model.config.model_type, has_class_token)
     schedule = method.schedule_for(len(block_names(model)))
     schedule.walk(model.base_model.embeddings.patch_embeddings.num_patches, warn=True)
     detach(model)
@@ -65,7 +66,7 @@ def attach(model: Any, method: Method) -> None:
         _enter(model, method, schedule)
 
 
-def _enter(model: Any, method: Method, schedule: Schedule) -> None:
+def _enter(model: Any, method: SequenceMethod, schedule: Schedule) -> None:
     _change(model, architecture_of(model).merging)
     depth = len(schedule.amounts)
     methods = [method.for_block(block, depth) for block in range(depth)]
@@ -109,7 +110,7 @@ def splittable_copy(model: Any) -> nn.Module:
     """
     split_model = shared_copy(model)
     if not isinstance(split_model.base_model, MergingBackbone):
-        _enter(split_model, Ward(r=0), make_schedule(0, None, len(block_names(split_model))))
+        _enter(split_model, Ward(r=0), Schedule((0,) * len(block_names(split_model))))
     return split_model
 
 

@@ -21,7 +21,7 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
     Dinov2WithRegistersModel,
 )
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
 from mame_lab.models.tracing import Unscripted
@@ -29,7 +29,9 @@ from mame_lab.models.transformers.forward import Architecture, MergingBackbone, 
 
 
 class _Layer(Unscripted, nn.Module):
-    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, r: int | None) -> tuple[Tensor, MergeState]:
+    def forward(
+        self, x_BNC: Tensor, state: MergeState, method: SequenceMethod, r: int | None
+    ) -> tuple[Tensor, MergeState]:
         input_BNC = self.norm1(x_BNC)
         with state.attention(bool(method.needs)) as attention:
             y_BNC, _ = self.attention(input_BNC, state.mask_B11N)

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils.generic import ModelOutput, can_return_tuple
 
 from mame_lab.errors import MameLabError, UnsupportedModelError
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
@@ -57,8 +57,8 @@ class Architecture:
 class Merging(Unscripted, nn.Module):
     """What a merging classifier and its backbone share."""
 
-    method: Method
-    methods: list[Method]
+    method: SequenceMethod
+    methods: list[SequenceMethod]
     schedule: Schedule
 
     @classmethod

@@ -15,7 +15,7 @@ from transformers.models.videomae.modeling_videomae import (
     VideoMAESelfAttention,
 )
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
 from mame_lab.models.tracing import Unscripted
@@ -26,7 +26,9 @@ from mame_lab.models.transformers.forward import Architecture, MergingBackbone, 
 class MergingVideoMAELayer(Unscripted, VideoMAELayer):
     """transformers' VideoMAELayer with one merge step between attention and MLP. Its attention takes no mask itself."""
 
-    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, r: int | None) -> tuple[Tensor, MergeState]:
+    def forward(
+        self, x_BNC: Tensor, state: MergeState, method: SequenceMethod, r: int | None
+    ) -> tuple[Tensor, MergeState]:
         input_BNC = self.layernorm_before(x_BNC)
         with state.attention(bool(method.needs), state.mask_B11N) as attention:
             x_BNC = x_BNC + self.attention(input_BNC)

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.vit.modeling_vit import ViTAttention, ViTForImageClassification, ViTLayer, ViTModel
 
-from mame_lab.merging.method import Method
+from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
 from mame_lab.models.tracing import Unscripted
@@ -20,7 +20,9 @@ from mame_lab.models.transformers.forward import Architecture, MergingBackbone, 
 class MergingViTLayer(Unscripted, ViTLayer):
     """transformers' ViTLayer with one merge step between attention and MLP."""
 
-    def forward(self, x_BNC: Tensor, state: MergeState, method: Method, r: int | None) -> tuple[Tensor, MergeState]:
+    def forward(
+        self, x_BNC: Tensor, state: MergeState, method: SequenceMethod, r: int | None
+    ) -> tuple[Tensor, MergeState]:
         input_BNC = self.layernorm_before(x_BNC)
         with state.attention(bool(method.needs)) as attention:
             y_BNC, _ = self.attention(input_BNC, state.mask_B11N)
