@@ -33,7 +33,7 @@ class Attention(TorchFunctionMode):
 
     Args:
         bias_M: what is added to the logits of each key, where the tokens of all samples lie in one sequence;
-            attention then stays within each sample. None: attention is left as it is.
+            attention then stays within each sample. None: attention is not changed.
         lengths: the tokens of each sample of such a sequence.
         mask_B11N: what is added to the logits of each key, for a model that gives its attention no mask.
 
@@ -41,7 +41,7 @@ class Attention(TorchFunctionMode):
         calls: what the calls so far were given.
 
     Raises:
-        MameLabError: (on leaving) no call came: the model computes attention in another way.
+        MameLabError: (on exit) no call came: the model computes attention in another way.
     """
 
     def __init__(

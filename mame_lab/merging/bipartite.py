@@ -114,7 +114,7 @@ class Adaptive(Bipartite, GridMethod):
         if self.batching != "per_sample" and not (solved or (self.is_adaptive and not self.has_target)):
             raise MameLabError(
                 f"mame.batching={self.batching} is for adaptive merging, and without mame.tau, or a target with "
-                f"mame.solve=adaptive, every image loses the same number of tokens: leave it out"
+                f"mame.solve=adaptive, as many tokens of every image are removed: leave it out"
             )
         if self.clamp and (solved or not (self.has_target or self.r is not None)):
             raise MameLabError("mame.clamp=true truncates a budget, and here is none: set mame.r, or leave it out")

@@ -1,4 +1,4 @@
-"""EViT: the tokens that the class token attends to stay, the others become one."""
+"""EViT: the tokens that the class token attends to are kept, the others become one."""
 
 from __future__ import annotations
 

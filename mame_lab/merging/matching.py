@@ -10,7 +10,7 @@ from torch.nn.functional import threshold
 
 from mame_lab.merging.tokens import Tokens
 
-# Weights this close to their mean, relative to it, count as equal to it and stay.
+# Weights this close to their mean, relative to it, count as equal to it and are kept.
 MEAN_TOLERANCE = 1e-4
 
 
@@ -94,7 +94,7 @@ def threshold_weights(similarity_BTS: Tensor, tau: float) -> Tensor:
 
 
 def nearest_weights(nearest_BS: Tensor, like_BTS: Tensor) -> Tensor:
-    """Each source goes whole to its nearest target: W_BTS of the shape and type of `like_BTS`."""
+    """Each source merges whole into its nearest target: W_BTS of the shape and type of `like_BTS`."""
     targets_T = torch.arange(like_BTS.shape[1], device=like_BTS.device)
     return (targets_T[:, None] == nearest_BS[:, None]).to(like_BTS.dtype)
 

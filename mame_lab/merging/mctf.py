@@ -18,9 +18,9 @@ class MCTF(SequenceMethod):
 
     The attraction of two tokens i and j is ((1 + cos(x_i, x_j)) / 2) (a_i a_j)^(-1/20) (s_i s_j)^(-1/40): how alike
     they are, how little attention they get (a is the mean over heads and queries), how small they are. Patch tokens are
-    taken alternately for two sets. Half of r (rounded down) goes from the one into the other, the pairs of the highest
-    attraction first; then the rest goes back, from the other into what is left of the one. A merged token is the mean
-    of its parts by a_i s_i.
+    taken alternately for two sets. Half of r (rounded down) of the one merge into the other, the pairs of the highest
+    attraction first; then the rest of r, of the other into what remains of the one. A merged token is the mean of its
+    parts by a_i s_i.
 
     The attention is that of the block in which they merge, where the paper looks one step ahead, at that of the next on
     the tokens before they merge: here an MLP lies between. It is computed a second time, for fused attention does not

@@ -28,7 +28,7 @@ def is_int(value: object) -> TypeGuard[int]:
 
 
 def _python(value: Any) -> Any:
-    """What `tolist` gives, as Python has it: it leaves numbers of more than double precision, and masks by None."""
+    """What `tolist` gives, as Python has it, also where that is a number of more than double precision, or masked."""
     if isinstance(value, list):
         return [_python(each) for each in value]
     if value is None:

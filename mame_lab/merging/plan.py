@@ -1,7 +1,9 @@
 """One merge step as explicit tensors: MaMe merges by it, MaRe restores by it.
 
-Of eight tokens, the first a class token, let 3 merge into 2 and 7 into 4. Then `row_BN` is [0 1 2 2 3 4 5 3],
-`index_BK` [0 1 2 4 5 6], `source_BR` [3 7] and `row_BR` [2 3].
+Of eight tokens, the first a class token, 1 3 5 7 are targets and 2 4 6 sources. Let 2 merge into 3 and 6 into 1. Then
+K is 6, `index_BK` is [0 1 3 4 5 7], `row_BN` [0 1 2 2 3 4 1 5], `source_BR` [2 6] and `row_BR` [2 1]. Let instead half
+of 2 go to 1 and half to 3, and 6 to 5. Then `index_BK` and `source_BR` are the same, `row_BN` is [0 1 6 2 3 4 6 5],
+`place_BN` [0 1 6 2 3 4 7 5], `row_BT` [1 2 4 5], and `W_BTR` has the rows [.5 0], [.5 0], [0 1], [0 0].
 
 B batch, N tokens before, K tokens after, R tokens that are removed, C channels; T targets, S sources. K and R count
 padding.
@@ -17,17 +19,17 @@ from mame_lab.merging.tokens import Tokens
 
 
 class HardPlan(NamedTuple):
-    """Every removed token merges whole into one token that stays, or is dropped. Built by `make_plan`.
+    """Every removed token merges whole into one token that remains, or is dropped. Built by `make_plan`.
 
     Attributes:
         row_BN: the row after the step that each token continues as, or is merged into; K where there is none (dropped,
             padding).
         index_BK: the token before the step that each token after it continues (0 for padding).
         source_BR: the tokens that are removed.
-        row_BR: the rows that they are merged into; None: they are dropped.
         valid_BR: False where `source_BR` is padding; None: no padding.
         valid_BK: False where a token after the step is padding; None: no padding.
         prefix: tokens at the front that never merge.
+        row_BR: the rows that the removed tokens are merged into; None: they are dropped.
         complete: whether every token has a row.
         weight_BN1: what a merged token is the mean of its parts by; None: their sizes. Other weights give up that sizes
             times tokens are kept.
@@ -37,10 +39,10 @@ class HardPlan(NamedTuple):
     row_BN: Tensor
     index_BK: Tensor
     source_BR: Tensor
-    row_BR: Tensor | None
     valid_BR: Tensor | None
     valid_BK: Tensor | None
     prefix: int
+    row_BR: Tensor | None
     complete: bool
     weight_BN1: Tensor | None = None
     largest_norm: bool = False
@@ -52,7 +54,7 @@ class HardPlan(NamedTuple):
 
         Args:
             x_BNC: tokens before the step.
-            size_BN1: how many original tokens each one stands for, 0 for padding.
+            size_BN1: how many original tokens each one is merged from, 0 for padding.
 
         Returns:
             x_BKC (the type of `x_BNC`) and size_BK1 (the type of `size_BN1`), in the order of the original positions.
@@ -106,7 +108,7 @@ class HardPlan(NamedTuple):
 
 
 class SoftPlan(NamedTuple):
-    """Every removed token is spread over the targets, tokens that all stay. Built by `make_soft_plan`.
+    """Every removed token is spread over the targets, which all remain. Built by `make_soft_plan`.
 
     Attributes:
         W_BTR: the share of each removed token that goes to each target: columns sum to 1, to 0 for padding.
@@ -140,7 +142,7 @@ class SoftPlan(NamedTuple):
         return _add(x_BKC, self.row_BT, y_BTC - x_BTC), total_BK1
 
     def restore(self, x_BKC: Tensor) -> Tensor:
-        """MaRe: tokens return to their positions, a merged one as the weighted mean W^T x' of those that took it.
+        """MaRe: tokens return to their positions, a merged one as the mean of the targets by its shares, W^T x'.
 
         Returns:
             x_BNC; the places of padding hold arbitrary finite values.
@@ -175,8 +177,8 @@ def make_plan(
     Args:
         tokens: what the step merges.
         source_BR: the places of the tokens to remove, different ones; no prefix tokens, no padding.
-        target_BR: the places of the tokens that they are merged into, which stay. None: they are dropped.
-        leaves_BR: False where a source stays after all; those that are removed come first. They are counted, which
+        target_BR: the places of the tokens that they are merged into, which remain. None: they are dropped.
+        removed_BR: False where a source is not removed after all; those that are come first. They are counted, which
             costs one synchronisation with the device. None: all R are removed from every sample, and shapes are static.
         weight_BN1: see `HardPlan`.
     """
@@ -186,26 +188,16 @@ def make_plan(
         row_BR = layout.row_BN.gather(1, layout.source_BR)
         row_BR = row_BR if layout.valid_BR is None else row_BR * layout.valid_BR
     complete = target_BR is not None and tokens.valid_BN is None
-    return HardPlan(
-        layout.row_BN,
-        layout.index_BK,
-        layout.source_BR,
-        row_BR,
-        layout.valid_BR,
-        layout.valid_BK,
-        tokens.prefix,
-        complete,
-        weight_BN1,
-    )
+    return HardPlan(*layout, tokens.prefix, row_BR, complete, weight_BN1)
 
 
 def make_soft_plan(tokens: Tokens, source_BR: Tensor, W_BTR: Tensor, removed_BR: Tensor | None = None) -> SoftPlan:
     """The plan by which some tokens are spread over the targets of `Tokens.split`, none of which is removed.
 
     Args:
-        tokens, source_BR, leaves_BR: see `make_plan`.
-        W_BTR: how each source is spread over all targets: columns that sum to 1. Those of sources that stay do not
-            count.
+        tokens, source_BR, removed_BR: see `make_plan`.
+        W_BTR: the share of each source that goes to each target: columns sum to 1; those of sources that are not
+            removed do not count.
     """
     layout = _lay_out(tokens, source_BR, None, removed_BR)
     kept, removed = layout.index_BK.shape[1], layout.source_BR.shape[1]
@@ -218,16 +210,8 @@ def make_soft_plan(tokens: Tokens, source_BR: Tensor, W_BTR: Tensor, removed_BR:
     row_BT = tokens.split(layout.row_BN[..., None])[0][..., 0]
     if tokens.valid_BN is not None:
         place_BN, row_BT = place_BN.clamp(max=kept + removed - 1), row_BT.clamp(max=kept - 1)
-    return SoftPlan(
-        W_BTR,
-        row_BT,
-        layout.row_BN,
-        place_BN,
-        layout.index_BK,
-        layout.source_BR,
-        layout.valid_BK,
-        tokens.prefix,
-    )
+    row_BN, index_BK, source_BR, _, valid_BK = layout
+    return SoftPlan(W_BTR, row_BT, row_BN, place_BN, index_BK, source_BR, valid_BK, tokens.prefix)
 
 
 class _Layout(NamedTuple):

@@ -44,13 +44,13 @@ class Packing(NamedTuple):
 
 
 class MergeState(NamedTuple):
-    """Sizes, attention bias and plans so far; before the first merge they are unset: nothing differs from plain timm.
+    """Sizes, attention bias and plans so far, unset before the first merge: nothing differs from the plain model.
 
     Attributes:
         prefix: tokens at the front that never merge.
         record: keep the plans, which restoring needs; otherwise they are dropped as soon as they are used.
         pack: run samples of different length as one sequence from the step on in which they become so.
-        size_BN1: how many original tokens each token stands for, 0 for padding.
+        size_BN1: how many original tokens each token is merged from, 0 for padding.
         origin_BN: the place in the full sequence of the token that each one continues.
         valid_BN: False where a token is padding; None: no padding.
         bias_B11N: additive attention mask: the log of the size of the key (proportional attention), -inf for padding.
@@ -78,7 +78,7 @@ class MergeState(NamedTuple):
             x_BNC: the tokens between attention and MLP.
             input_BNC: what attention was given.
             attention: what `attention` gave, where it captured what the method needs.
-            r: tokens that leave in every sample; None: the method decides.
+            r: tokens that are removed from every sample; None: the method decides.
 
         Returns:
             The tokens that remain, and the state after the step.
@@ -173,7 +173,7 @@ def merge_step(
 
 
 def make_packing(valid_BN: Tensor, bias_B11N: Tensor) -> Packing:
-    """The layout that leaves padding out. Costs one synchronisation with the device."""
+    """The layout without padding. Costs one synchronisation with the device."""
     lengths = tuple(valid_BN.sum(1).tolist())
     index_M = torch.nonzero_static(valid_BN.flatten(), size=sum(lengths))[:, 0]
     return Packing(index_M, lengths, (valid_BN.shape[0], valid_BN.shape[1]), bias_B11N.flatten()[index_M])

@@ -15,7 +15,7 @@ class Tokens(NamedTuple):
     Attributes:
         x_BNC: the tokens between attention and MLP, the prefix tokens first: what is merged.
         input_BNC: what attention was given: the tokens before it, normalised.
-        size_BN1: how many original tokens each one stands for, 0 for padding.
+        size_BN1: how many original tokens each one is merged from, 0 for padding.
         prefix: tokens at the front that never merge (class, register).
         valid_BN: False where a token is padding; None: no padding.
         key_BHND, query_BHND: what attention compared, after rotation where there is one; None unless the method `needs`

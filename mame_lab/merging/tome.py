@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class ToMe(Bipartite):
     """Bipartite soft matching (Bolya et al., Token Merging: Your ViT But Faster, arXiv 2210.09461), from its paper.
 
-    The cosine similarity of the attention keys, mean over heads, decides; a source goes whole to its nearest target,
-    and a merged token is the mean of its parts by their sizes. In rotary models the keys are those after rotation.
-    Published with proportional attention, and with `r` in every block, truncated to half of the patch tokens there.
+    The cosine similarity of the attention keys, mean over heads, decides; a source merges whole into its nearest
+    target, and a merged token is the mean of its parts by their sizes. In rotary models the keys are those after
+    rotation. Published with proportional attention, and with `r` in every block, truncated to half of the patch tokens
+    there.
     """
 
     method: str = "tome"

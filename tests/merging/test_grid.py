@@ -1,4 +1,4 @@
-"""Merging on a grid: windows, the choice of who leaves, the step and its inverse, against a loop."""
+"""Merging on a grid: windows, the choice of the sources, the step and its inverse, against a loop."""
 
 import math
 
@@ -6,14 +6,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from methods import GRID
 
 from mame_lab import MaMe, MameLabError, Ward
 from mame_lab.merging import ToMeSD
-from mame_lab.merging.grid.assignment import assign
+from mame_lab.merging.grid.assignment import Match, assign
 from mame_lab.merging.grid.settings import Grid
 from mame_lab.merging.grid.windows import part
 
 SIDES = st.integers(1, 12)
+METHODS = {name: method(r=0.5) for name, method in GRID.items()}
+every = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 def grid_tokens(batch: int, grid: tuple[int, int], seed: int = 0) -> torch.Tensor:
@@ -58,9 +61,9 @@ def test_agrees_with_a_loop(rows, columns, window, share, seed):
         assert plan.size_BK1[b, :, 0].tolist() == [len(parts[place]) for place in sorted(parts)]
 
 
-@pytest.mark.parametrize("method", [Ward(r=0.5), MaMe(r=0.5), ToMeSD(r=0.5)], ids=lambda method: method.method)
+@every
 @pytest.mark.parametrize("grid", [(8, 8), (6, 10), (5, 7), (2, 9)])
-def test_sizes_and_mass_are_kept_and_who_merges_not_is_untouched(method, grid):
+def test_sizes_and_mass_are_kept_and_what_does_not_merge_is_untouched(method, grid):
     x_BNC = grid_tokens(3, grid)
     tokens = grid[0] * grid[1]
     match = method.match(x_BNC, grid)
@@ -74,7 +77,7 @@ def test_sizes_and_mass_are_kept_and_who_merges_not_is_untouched(method, grid):
     assert plan.index_BK.diff(dim=1).min() > 0
 
 
-@pytest.mark.parametrize("method", [Ward(r=0.5), MaMe(r=0.5), ToMeSD(r=0.5)], ids=lambda method: method.method)
+@every
 def test_equal_tokens_restore_exactly(method):
     cells = grid_tokens(2, (4, 6)).unflatten(1, (4, 6)).repeat_interleave(2, 1).repeat_interleave(2, 2)
     x_BNC = cells.flatten(1, 2)
@@ -82,16 +85,21 @@ def test_equal_tokens_restore_exactly(method):
     torch.testing.assert_close(plan.restore(plan.merge(x_BNC)), x_BNC, rtol=1e-15, atol=1e-15)
 
 
-def test_a_sample_does_not_depend_on_its_batch():
+@every
+def test_a_sample_does_not_depend_on_its_batch(method):
     x_BNC = grid_tokens(3, (8, 8)) * torch.tensor([1.0, 5.0, 0.2]).view(3, 1, 1)
-    for method in (Ward(r=0.5, grid=Grid(window=4)), MaMe(r=0.5)):
-        together = assign(method.match(x_BNC, (8, 8)), 64, 20)
-        alone = assign(method.match(x_BNC[1:2], (8, 8)), 64, 20)
-        assert torch.equal(together.place_BN[1:2], alone.place_BN)
+    method = type(method)(r=0.5, grid=Grid(window=4))
+    found = []
+    for each_BNC in (x_BNC, x_BNC[1:2], x_BNC.flip(0)):
+        torch.manual_seed(0)
+        found.append(assign(method.match(each_BNC, (8, 8)), 64, 20).place_BN)
+    together, alone, flipped = found
+    assert torch.equal(together[1:2], alone)
+    assert torch.equal(together.flip(0), flipped)
 
 
 def test_ward_compares_windows_on_one_scale():
-    """What leaves is decided over the grid: a window of small tokens does not count as one of large distances."""
+    """What is removed is decided over the grid: a window of small tokens does not count as one of large distances."""
     x_BNC = grid_tokens(1, (8, 8))
     x_HWC = x_BNC.view(8, 8, 6)
     x_HWC[:, :4] *= 0.01
@@ -195,3 +203,14 @@ def test_tomesd_compares_over_the_whole_grid():
 def test_settings_of_a_grid_are_checked(window):
     with pytest.raises(MameLabError, match=rf"mame.grid.window={window} "):
         Grid(window)
+
+
+def test_the_eight_tokens_of_the_docstrings():
+    x_BNC = grid_tokens(1, (2, 4))
+    assert MaMe(r=0.5, grid=Grid(window=2)).match(x_BNC, (2, 4)).source_S.tolist() == [1, 4, 5, 3, 6, 7]
+    scores = torch.tensor([[0.9, 0.1, 0.8, 0.2, 0.7, 0.3]])
+    plan = assign(Match(torch.tensor([1, 3, 4, 5, 6, 7]), torch.tensor([[0, 2, 0, 2, 2, 2]]), scores), 8, 3)
+    assert plan.index_BK.tolist() == [[0, 2, 3, 5, 7]]
+    assert (plan.source_BR.tolist(), plan.row_BR.tolist()) == ([[1, 4, 6]], [[0, 0, 1]])
+    assert plan.place_BN.tolist() == [[0, 0, 1, 2, 0, 3, 1, 4]]
+    assert plan.size_BK1.flatten().tolist() == [3, 2, 1, 1, 1]

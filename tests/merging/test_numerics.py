@@ -3,16 +3,21 @@
 import pytest
 import torch
 from made_tokens import advance, copies, plain, rand
+from methods import GRID, budgets, in_blocks, keeping, not_random, thresholds
 
-from mame_lab.merging import ATC, MCTF, Drop, EViT, MaMe, PiToMe, ToFu, ToMe, ToMeSD, Ward
+from mame_lab.merging import MaMe, ToFu
+from mame_lab.merging.plan import SoftPlan
 from mame_lab.merging.state import MergeState, attention_bias
 from mame_lab.merging.tokens import Tokens
 
-# By a budget of 2.
-PUBLISHED = [ToMe(r=2), PiToMe(r=2), ToFu(r=2), ToFu(r=2).for_block(1, 2), MCTF(r=2), ATC(r=2), EViT(r=2)]
+BUDGETS = in_blocks(budgets(2)) | {"mame, spread": MaMe(r=2, tau=0.1)}
 
 
-@pytest.mark.parametrize("method", [MaMe(r=2), MaMe(r=2, tau=0.5), Ward(r=2), Drop(r=2), *PUBLISHED], ids=str)
+def each(methods):
+    return pytest.mark.parametrize("method", methods.values(), ids=methods)
+
+
+@each(BUDGETS)
 def test_nan_tokens_keep_static_shapes(method):
     """A diverged model must show as NaN, not as an index error."""
     y, _ = advance(MergeState(1), method, torch.full((1, 9, 3), float("nan")), 2)
@@ -20,7 +25,7 @@ def test_nan_tokens_keep_static_shapes(method):
     assert y.isnan().all()
 
 
-@pytest.mark.parametrize("method", [MaMe(tau=0.5), Ward(tau=0.5)], ids=str)
+@each(thresholds(0.5))
 def test_nan_in_one_sample_leaves_the_others_alone(method):
     x = rand(torch.Generator().manual_seed(0), 2, 15, 3)
     x[0] = float("nan")
@@ -34,17 +39,13 @@ def test_nan_in_one_sample_leaves_the_others_alone(method):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("method", "r"),
-    [(MaMe(tau=0.5), None), (MaMe(r=9, tau=0.0), 9), (ToMe(r=9), 9), (Ward(tau=0.2), None), (Ward(r=9), 9)],
-    ids=str,
-)
-def test_half_precision_keeps_mass(dtype, method, r):
+@each(keeping("mass", budgets(9)) | {"mame, spread": MaMe(r=9, tau=0.0)} | thresholds(0.2))
+def test_half_precision_keeps_mass(dtype, method):
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(1, 1, 32, generator=generator) + 0.7 * torch.randn(2, 99, 32, generator=generator)).to(dtype)
     y, state = x, MergeState(1)
     for _ in range(3):
-        y, state = advance(state, method, y, r)
+        y, state = advance(state, method, y, method.r)
     assert y.dtype == state.bias_B11N.dtype == dtype
     assert state.size_BN1.dtype == torch.float32
     assert y.shape[1] < 80
@@ -54,13 +55,11 @@ def test_half_precision_keeps_mass(dtype, method, r):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("method", "r"), [(MaMe(tau=0.5), None), (ToMe(r=9), 9), (Ward(tau=0.2), None), (Ward(r=9), 9)], ids=str
-)
-def test_half_precision_selects_what_single_precision_does(dtype, method, r):
+@each(not_random(budgets(9)) | thresholds(0.2))
+def test_half_precision_selects_what_single_precision_does(dtype, method):
     generator = torch.Generator().manual_seed(0)
     x = (torch.randn(1, 1, 32, generator=generator) + 0.7 * torch.randn(2, 99, 32, generator=generator)).to(dtype)
-    half, single = method.plan(plain(x, 1), r), method.plan(plain(x.float(), 1), r)
+    half, single = method.plan(plain(x, 1), method.r), method.plan(plain(x.float(), 1), method.r)
     assert torch.equal(half.index_BK, single.index_BK)
     assert torch.equal(half.matrix(), single.matrix())
     size = torch.ones(2, 99, 1)
@@ -68,7 +67,7 @@ def test_half_precision_selects_what_single_precision_does(dtype, method, r):
     torch.testing.assert_close(y, expected, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
 
 
-@pytest.mark.parametrize("method", [MaMe(tau=0.5), Ward(tau=0.5)], ids=str)
+@each(thresholds(0.5))
 def test_autocast_keeps_mass_and_restores(method):
     x = copies(1, kinds=4, patches=41).float() + 0.1 * torch.randn(2, 42, 6, generator=torch.Generator().manual_seed(0))
     expected, plain = advance(MergeState(1, record=True), method, x, None)
@@ -80,20 +79,8 @@ def test_autocast_keeps_mass_and_restores(method):
     assert torch.equal(restored, plain.restore(expected))
 
 
-@pytest.mark.parametrize(
-    ("method", "r"),
-    [
-        (MaMe(tau=-0.5), None),
-        (MaMe(tau=0.1), None),
-        (MaMe(r=2, tau=0.1), 2),
-        (Ward(tau=0.2), None),
-        (Ward(r=2), 2),
-        (Drop(r=2), 2),
-        *((method, 2) for method in PUBLISHED),
-    ],
-    ids=str,
-)
-def test_gradients_are_those_of_the_merge(method, r):
+@each(BUDGETS | thresholds(0.1) | {"mame, all": MaMe(tau=-0.5)})
+def test_gradients_are_those_of_the_merge(method):
     """gradcheck in float64, away from the thresholds: tokens, sizes and the attention bias."""
     torch.manual_seed(3)
     x = torch.randn(2, 8, 3, dtype=torch.float64, requires_grad=True)
@@ -101,17 +88,23 @@ def test_gradients_are_those_of_the_merge(method, r):
 
     def step(x):
         torch.manual_seed(0)
-        plan = method.plan(Tokens(x, x, sizes, 1, key_BHND=x[:, None], query_BHND=x[:, None]), r)
+        plan = method.plan(Tokens(x, x, sizes, 1, key_BHND=x[:, None], query_BHND=x[:, None]), method.r)
         y, size = plan.merge(x, sizes)
         valid = size[..., 0] > 0
         bias = attention_bias(size, plan.valid_BK, prop_attn=True)
         return y * valid[..., None], size, bias.masked_fill(bias.isinf(), 0), plan.restore(y)
 
     assert torch.autograd.gradcheck(step, x)
-    assert step(x)[1].requires_grad == (isinstance(method, MaMe) and method.tau is not None)
+    assert step(x)[1].requires_grad == spreads(method)
 
 
-@pytest.mark.parametrize("method", [MaMe(tau=0.8), Ward(tau=0.8)], ids=str)
+def spreads(method) -> bool:
+    """Whether a source is spread over several targets: then sizes have gradients."""
+    tokens = plain(rand(torch.Generator().manual_seed(0), 1, 9, 4), 1)
+    return isinstance(method.plan(tokens, method.r), SoftPlan)
+
+
+@each(thresholds(0.8))
 def test_padding_has_finite_gradients(method):
     torch.manual_seed(0)
     x = torch.randn(1, 1, 4) + torch.tensor([0.5, 1.0, 3.0]).view(3, 1, 1) * torch.randn(3, 21, 4)
@@ -119,7 +112,7 @@ def test_padding_has_finite_gradients(method):
     y, state = advance(MergeState(0), method, x, None)
     assert state.valid_BN is not None
     assert not state.valid_BN.all()
-    assert state.size_BN1.requires_grad == isinstance(method, MaMe)
+    assert state.size_BN1.requires_grad == spreads(method)
     attention = (y @ y.mT + state.bias_B11N[:, 0]).softmax(-1)
     (attention @ y).square().sum().backward()
     assert x.grad.isfinite().all()
@@ -138,7 +131,7 @@ def test_tokens_that_are_zero_have_finite_gradients():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rest", [0, 1e-12, 1e-4])
-@pytest.mark.parametrize("method", [MaMe(r=2), MaMe(r=2, tau=-1), Ward(r=2), Ward(tau=-1), *PUBLISHED], ids=str)
+@each(not_random(BUDGETS) | thresholds(-1) | {"mame, spread over all": MaMe(r=2, tau=-1)})
 def test_tokens_that_cancel_stay_finite(method, rest, dtype):
     """Two pairs of opposite tokens merge into what is left of them, and those merge again."""
     generator = torch.Generator().manual_seed(0)
@@ -164,8 +157,8 @@ def test_a_token_without_a_direction_has_no_gradient_of_it(method, dtype):
     assert x.grad.abs().max() < 10
 
 
-@pytest.mark.parametrize("method", [Ward(r=0.5), MaMe(r=0.5), ToMeSD(r=0.5)], ids=lambda method: method.method)
-def test_a_grid_with_tokens_that_are_zero_has_scores_in_half_precision(method):
+@pytest.mark.parametrize("name", GRID)
+def test_a_grid_with_tokens_that_are_zero_has_scores_in_half_precision(name):
     x_BNC = rand(torch.Generator().manual_seed(0), 1, 16, 4).half()
     x_BNC[:, :3] = 0
-    assert method.match(x_BNC, (4, 4)).score_BS.isfinite().all()
+    assert GRID[name](r=0.5).match(x_BNC, (4, 4)).score_BS.isfinite().all()

@@ -9,9 +9,21 @@ from made_tokens import plain, rand
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mame_lab.merging import ToMe, Ward
-from mame_lab.merging.plan import make_plan
+from mame_lab.merging.plan import make_plan, make_soft_plan
 from mame_lab.merging.state import merge_step
 from mame_lab.merging.tokens import Tokens
+
+
+def test_the_eight_tokens_of_the_docstring():
+    tokens, source_BR = plain(torch.randn(1, 8, 4), 1), torch.tensor([[2, 6]])
+    hard = make_plan(tokens, source_BR, torch.tensor([[3, 1]]))
+    soft = make_soft_plan(tokens, source_BR, torch.tensor([[[0.5, 0], [0.5, 0], [0, 1], [0, 0]]]))
+    assert hard.index_BK.tolist() == soft.index_BK.tolist() == [[0, 1, 3, 4, 5, 7]]
+    assert (hard.row_BN.tolist(), hard.row_BR.tolist()) == ([[0, 1, 2, 2, 3, 4, 1, 5]], [[2, 1]])
+    assert soft.row_BN.tolist() == [[0, 1, 6, 2, 3, 4, 6, 5]]
+    assert soft.place_BN.tolist() == [[0, 1, 6, 2, 3, 4, 7, 5]]
+    assert soft.row_BT.tolist() == [[1, 2, 4, 5]]
+    assert soft.merge(tokens.x_BNC, tokens.size_BN1)[1].flatten().tolist() == [1, 1.5, 1.5, 1, 2, 1]
 
 
 @st.composite

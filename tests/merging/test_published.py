@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_tokens import advance, copies, plain, rand
+from methods import budgets, in_blocks
 
-from mame_lab.merging import ATC, MCTF, METHODS, Drop, EViT, MaMe, PiToMe, ToFu, ToMe, Ward
+from mame_lab.merging import ATC, MCTF, EViT, PiToMe, ToFu, ToMe
 from mame_lab.merging.method import CONTRACTS
 from mame_lab.merging.state import MergeState
 from mame_lab.merging.tokens import Tokens
@@ -115,11 +116,7 @@ def keeps(method, x_BNC: torch.Tensor, r: int) -> set[str]:
     return {name for name, pair in kept.items() if torch.allclose(*pair, rtol=1e-12, atol=1e-12)}
 
 
-EACH = {name: method for name, (method, _) in METHODS_AND_LOOPS.items()} | {
-    "ward": Ward(r=3),
-    "mame": MaMe(r=3),
-    "drop": Drop(r=3),
-}
+EACH = in_blocks(budgets(3))
 
 
 @pytest.mark.parametrize("name", EACH)
@@ -128,12 +125,7 @@ def test_what_a_method_keeps_is_what_it_says(name):
     torch.manual_seed(0)
     method = EACH[name]
     assert method.gives_up <= CONTRACTS.keys()
-    assert method.prop_attn == (name != "drop")
     scattered = keeps(method, rand(torch.Generator().manual_seed(1), 2, 14, 5), 3)
     assert scattered == {"sizes", "mass"} - method.gives_up
     copied = keeps(method, copies(1, kinds=8, patches=21), 10)
     assert copied - {"mass"} == {"sizes", "copies"} - method.gives_up
-
-
-def test_every_method_is_tested():
-    assert {type(method) for method in EACH.values()} | {METHODS["tomesd"]} == set(METHODS.values())

@@ -23,33 +23,31 @@ from families import (
     norms,
     state,
 )
+from methods import budgets, keeping, not_random, thresholds
 from torch import nn
 
 import mame_lab
 from mame_lab.measure.comparison import captured_input
-from mame_lab.merging import Drop, MaMe, Method, ToMe, Ward
+from mame_lab.merging import Drop, EViT, MaMe, Method, PiToMe, ToFu, ToMe, Ward
+from mame_lab.merging.method import SequenceMethod
 from mame_lab.models import family_of, unmerged_copy
 
-BUDGETS = {
-    "ward, budget": Ward(r=5),
-    "paper, budget": MaMe(r=5),
-    "paper, spread": MaMe(r=0.1, tau=0.5),
-    "tome": ToMe(r=5),
-}
-SINGLES = BUDGETS | {"ward": Ward(tau=0.8), "mame": MaMe(tau=0.85, blocks=DEPTH)}
-ALL = SINGLES | {
-    "packed": Ward(tau=0.8, batching="packed"),
-    "union": MaMe(tau=0.3, batching="union", blocks=DEPTH),
-    "drop": Drop(r=5),
-}
+BUDGETS = budgets(5, blocks=4) | {"mame, spread": MaMe(r=0.1, tau=0.5)}
+ALONE = BUDGETS | thresholds(0.8, blocks=DEPTH)
+ALL = (
+    ALONE
+    | thresholds(0.8, "packed", batching="packed", blocks=DEPTH)
+    | thresholds(0.3, "union", batching="union", blocks=DEPTH)
+)
 # The two that look at all there is to see go with every family, the others with one of each way to pool.
-EVERYWHERE = ("ward", "tome")
+EVERYWHERE = ("ward, adaptive", "tome")
 POOLINGS = ("registers", "vit_avg", "siglip")
+WITHOUT_CLASS_TOKEN = ("siglip", "videomae", "vit_avg", "zero_shot")
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def every(methods: dict[str, Method], everywhere: tuple[str, ...] = EVERYWHERE, families: list[str] = FAMILIES):
+def every(methods: dict[str, SequenceMethod], everywhere: tuple[str, ...] = EVERYWHERE, families: list[str] = FAMILIES):
     return pytest.mark.parametrize(
         ("family", "method"),
         [
@@ -57,6 +55,7 @@ def every(methods: dict[str, Method], everywhere: tuple[str, ...] = EVERYWHERE, 
             for family in families
             for name, method in methods.items()
             if family in POOLINGS or name in everywhere
+            if family not in WITHOUT_CLASS_TOKEN or "class_token" not in method.needs
         ],
     )
 
@@ -77,17 +76,11 @@ class Spy(Drop):
 
 
 @every(
-    {
-        "r": Ward(r=0),
-        "tau": Ward(tau=1),
-        "list": Ward(r=[0] * DEPTH),
-        "blocks": Ward(blocks=0),
-        "paper, r": MaMe(r=0),
-        "paper, tau": MaMe(tau=1, batching="union"),
-        "tome": ToMe(r=0),
-        "drop": Drop(r=5, blocks=0),
-    },
-    everywhere=("r", "tau"),
+    budgets(0)
+    | thresholds(1)
+    | thresholds(1, "union", batching="union")
+    | {"list": Ward(r=[0] * DEPTH), "blocks": Ward(blocks=0), "drop, blocks": Drop(r=5, blocks=0)},
+    everywhere=("ward", "ward, adaptive"),
 )
 def test_off_is_the_plain_model(family, method):
     model, x = build(family), inputs(family)
@@ -98,7 +91,7 @@ def test_off_is_the_plain_model(family, method):
 
 @every_family
 @pytest.mark.parametrize("mode", ["eval", "train", "checkpointing"])
-@pytest.mark.parametrize("needs", [(), ("keys", "queries")], ids=["nothing", "attention"])
+@pytest.mark.parametrize("needs", [frozenset(), frozenset({"keys", "queries"})], ids=["nothing", "attention"])
 def test_before_the_first_merge_nothing_differs(family, mode, needs):
     model = build(family, drop_path_rate=0.3, proj_drop_rate=0.1).train(mode != "eval")
     checkpointing(model, mode == "checkpointing")
@@ -140,7 +133,7 @@ def test_applying_again_replaces(family):
 
 
 @every_family
-def test_a_refused_schedule_leaves_the_model_as_it_was(family):
+def test_a_refused_schedule_does_not_change_the_model(family):
     model, x = build(family), inputs(family)
     expected = forward(model, x, MaMe(r=3))
     with pytest.raises(mame_lab.MameLabError, match=r"mame.r=40 is too large for block 0"):
@@ -151,16 +144,11 @@ def test_a_refused_schedule_leaves_the_model_as_it_was(family):
 
 
 @every(
-    {
-        "ward": Ward(tau=1 - 1e-9),
-        "packed": Ward(tau=1 - 1e-9, batching="packed"),
-        "mame": MaMe(tau=1 - 1e-9, blocks=DEPTH),
-        "ward, budget": Ward(r=4),
-        "paper, budget": MaMe(r=4),
-        "paper, spread": MaMe(r=4, tau=0.999),
-        "tome": ToMe(r=4),
-    },
-    everywhere=("ward", "mame", "tome"),
+    keeping("copies", budgets(4, blocks=4))
+    | {"mame, spread": MaMe(r=4, tau=0.999)}
+    | thresholds(1 - 1e-9, blocks=DEPTH)
+    | thresholds(1 - 1e-9, "packed", batching="packed", blocks=DEPTH),
+    everywhere=("ward, adaptive", "mame, adaptive", "tome"),
 )
 def test_copies_are_neutral(family, method):
     model = build(family)
@@ -176,7 +164,7 @@ def trace(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     return family_of(model).trace(model, x)
 
 
-@every(SINGLES)
+@every(not_random(ALONE))
 def test_a_result_does_not_depend_on_the_batch(family, method):
     model, x = build(family), inputs(family, 5)
     together, plans = forward(model, x, method), selection(model, x)
@@ -189,12 +177,12 @@ def test_a_result_does_not_depend_on_the_batch(family, method):
 
 @torch.no_grad()
 def selection(model: nn.Module, x: torch.Tensor) -> list[list[list[int]]]:
-    """For every sample and merge step, the places of the tokens that stay."""
+    """For every sample and merge step, the places of the tokens that remain."""
     plans = [plan for plan in family_of(model).plans(model, x) if plan is not None]
     return [[plan.index_BK[b, : plan.tokens()[b]].tolist() for plan in plans] for b in range(len(x))]
 
 
-@every(SINGLES)
+@every(not_random(ALONE))
 def test_float32_moves_no_more_with_the_batch_than_timm(family, method):
     model, x = build(family).float(), inputs(family, 5).float()
     plain, merged = forward(model, x), forward(mame_lab.apply(model, method), x)
@@ -293,7 +281,7 @@ def test_copied_and_saved_models_merge(family, method):
 
 
 @every_family
-def test_twin_shares_the_weights_and_does_not_merge(family):
+def test_unmerged_copy_shares_the_weights(family):
     model, x = build(family), inputs(family)
     expected = forward(model, x)
     merged = forward(model, x, MaMe(r=5))
@@ -303,7 +291,7 @@ def test_twin_shares_the_weights_and_does_not_merge(family):
     assert all(a is b for a, b in zip(model.parameters(), shared_copy.parameters(), strict=True))
 
 
-@every(ALL, everywhere=("ward",))
+@every(ALL, everywhere=("ward, adaptive",))
 def test_half_precision_and_autocast(family, method):
     model, x = build(family).float(), inputs(family, 2).float()
     expected = forward(model, x, method)
@@ -316,6 +304,52 @@ def test_half_precision_and_autocast(family, method):
         assert half.isfinite().all()
         if method.r is not None:
             assert (autocast - expected).norm() < 0.5 * expected.norm()
+
+
+@every(budgets(6, blocks=[1, 4]))
+@torch.no_grad()
+def test_a_budget_is_removed_in_the_blocks_that_merge(family, method):
+    model, x = build(family), inputs(family, 2)
+    all_of = int(trace(model, x)[0][0])
+    _, plain = features(model, x)
+    torch.manual_seed(0)
+    _, merged = features(mame_lab.apply(model, method), x)
+    assert torch.stack(trace(model, x)).tolist() == [[all_of - r] * 2 for r in (0, 6, 6, 6, 12, 12)]
+    assert torch.equal(merged[0], plain[0])
+    assert not torch.equal(merged[1], plain[1])
+
+
+@pytest.mark.parametrize("method", BUDGETS.values(), ids=BUDGETS)
+@torch.no_grad()
+def test_one_graph_where_it_is_said(method):
+    torch.compiler.reset()
+    model, x = mame_lab.apply(build("vit", depth=1), method.with_budget(6, blocks=[0])), inputs("vit", 2)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    if "graph" in method.gives_up:
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            compiled(x)
+        return
+    found = []
+    for each in (compiled, model):
+        torch.manual_seed(0)
+        found.append(each(x))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("family", "name"), [("siglip", "VisionTransformer"), ("videomae", "videomae")])
+def test_a_class_token_is_needed_for_its_attention(family, name):
+    model, x = build(family), inputs(family)
+    expected = logits(model, x)
+    with pytest.raises(mame_lab.MameLabError, match=rf"mame=evit goes by .* a class token, which this {name} has not"):
+        mame_lab.apply(model, EViT(r=6))
+    assert torch.equal(logits(model, x), expected)
+
+
+def test_each_block_has_its_own_place():
+    model = mame_lab.apply(build("vit"), PiToMe(r=3))
+    assert [method.margin for method in model.methods] == pytest.approx([0.9 - 0.9 * i / DEPTH for i in range(DEPTH)])
+    for method in (ToFu(r=3), PiToMe(r=3)):
+        assert [each.early for each in mame_lab.apply(model, method).methods] == [True] * 3 + [False] * 3
 
 
 @every_family

@@ -1,6 +1,10 @@
-"""A merge step on a grid, in which each token that leaves goes whole to one target, and its inverse.
+"""A merge step on a grid, in which each removed token merges whole into one target, and its inverse.
 
-B batch, N tokens of the grid, S sources, R tokens that leave, K = N - R tokens that remain, C channels.
+Of eight tokens in two rows of four, the targets are 0 and 2. Let the `Match` be source_S [1 3 4 5 6 7], nearest_BS
+[0 2 0 2 2 2] and score_BS [.9 .1 .8 .2 .7 .3]. With r = 3, 1 and 4 merge into 0 and 6 into 2: index_BK is [0 2 3 5 7],
+source_BR [1 4 6], row_BR [0 0 1], place_BN [0 0 1 2 0 3 1 4], and the sizes are [3 2 1 1 1].
+
+B batch, N tokens of the grid, S sources, R tokens that are removed, K = N - R tokens that remain, C channels.
 """
 
 from typing import NamedTuple
@@ -12,7 +16,7 @@ from mame_lab.merging.plan import take
 
 
 class Match(NamedTuple):
-    """Where the sources of a grid would go.
+    """Which target each source of a grid is nearest to.
 
     Attributes:
         source_S: the places of the sources in the grid, the same in all samples.
@@ -30,10 +34,10 @@ class Assignment(NamedTuple):
 
     Attributes:
         index_BK: the token before the step that each token after it continues, in the order of the grid.
-        source_BR: the tokens that leave.
-        row_BR: the token after the step that each of them becomes a part of.
-        place_BN: the token after the step that each token before it became, or became a part of.
-        size_BK1: how many tokens each one stands for.
+        source_BR: the tokens that are removed.
+        row_BR: the token after the step that each of them is merged into.
+        place_BN: the token after the step that each token before it continues as, or is merged into.
+        size_BK1: how many tokens each one is merged from.
     """
 
     index_BK: Tensor
@@ -43,7 +47,7 @@ class Assignment(NamedTuple):
     size_BK1: Tensor
 
     def merge(self, x_BNC: Tensor) -> Tensor:
-        """The mean of the tokens that each one stands for; a token that stands for itself alone is kept to the bit."""
+        """The mean of the parts of each token; a token that nothing is merged into keeps its value to the bit."""
         dtype = self.size_BK1.dtype  # Half precision would lose what a sum of many holds.
         total_BKC = take(x_BNC, self.index_BK).to(dtype)
         row_BR = self.row_BR + torch.arange(x_BNC.shape[0], device=x_BNC.device)[:, None] * total_BKC.shape[1]
@@ -52,7 +56,7 @@ class Assignment(NamedTuple):
         return (total_BKC / self.size_BK1).to(x_BNC.dtype)
 
     def restore(self, x_BKC: Tensor) -> Tensor:
-        """MaRe: every token of the grid as the token that stands for it, x_BNC."""
+        """MaRe: every token of the grid, x_BNC, a removed one as the token that it was merged into."""
         return take(x_BKC, self.place_BN)
 
     def bias_B1K(self) -> Tensor:
@@ -61,12 +65,12 @@ class Assignment(NamedTuple):
 
 
 def assign(match: Match, tokens: int, r: int) -> Assignment:
-    """The step in which the `leave` sources of every sample leave that are nearest to their targets.
+    """The step that removes the `r` sources of every sample that are nearest to their targets.
 
     Args:
-        match: where the sources would go.
+        match: which target each source is nearest to.
         tokens: N.
-        r: R, at most S; of equally near ones those of lower index leave.
+        r: R, at most S; of equally near ones those of lower index are removed.
     """
     order_BR = match.score_BS.sort(dim=1, descending=True, stable=True).indices[:, :r]
     source_BR = match.source_S[order_BR]

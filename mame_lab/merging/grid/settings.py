@@ -1,4 +1,4 @@
-"""How the tokens of a grid merge before self-attention and come back after it: MaMe and MaRe in a U-Net."""
+"""How the tokens of a grid merge before self-attention and are restored after it: MaMe and MaRe in a U-Net."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Grid:
 
     Targets are the tokens at even rows and columns of a window, all others are sources. A source looks for its target
     in its own window only, so the cost grows with the number of tokens and not with its square; which sources are
-    removed is decided over the whole grid. Each goes whole to its nearest target. What other choices lose was measured
-    (`mame_lab.benchmarks.grid_attention`). ToMe for Stable Diffusion has its own partition, and compares over the whole
-    grid.
+    removed is decided over the whole grid. Each merges whole into its nearest target. What other choices lose was
+    measured (`mame_lab.benchmarks.grid_attention`). ToMe for Stable Diffusion has its own partition, and compares over
+    the whole grid.
 
     Args:
         window: side of a window in tokens; a side of the grid is cut into parts of the even length nearest to it that

@@ -1,5 +1,8 @@
 """Which target each source of a grid is nearest to, by the similarity of a method, within windows of the grid.
 
+Two rows of four tokens in windows of 2 are two windows: [0 1 4 5] and [2 3 6 7]. The first of each is a target, the
+others are sources, and source_R is [1 4 5 3 6 7].
+
 B batch, N tokens of the grid, W windows of the grid, M = B x W, P tokens of a window, T targets and S sources of a
 window, R sources of the grid, C channels.
 """

@@ -25,8 +25,8 @@ def attach(model: Any, method: Method) -> None:
     """Merge in the U-Net of a pipeline, or in a U-Net, replacing an earlier merging.
 
     Raises:
-        UnsupportedModelError: the U-Net is not one of those that are known; it is left as it was.
-        MameLabError: the method or its schedule does not fit; it is left as it was.
+        UnsupportedModelError: the U-Net is not one of those that are known; it did not change.
+        MameLabError: the method or its schedule does not fit; it did not change.
     """
     unet = unet_of(model)
     levels = resolutions(unet)

@@ -38,7 +38,7 @@ class Transformer(NamedTuple):
 
     @property
     def cross_attentions(self) -> list[Any]:
-        """Those that merging leaves alone."""
+        """Those that do not merge."""
         blocks = self.module.transformer_blocks
         others = [block.attn1 for block in blocks if block.only_cross_attention]
         return others + [block.attn2 for block in blocks if block.attn2 is not None]
