@@ -9,13 +9,11 @@ import torch
 from commands import compose_config
 from families import DEPTH, build, images
 from lightning.pytorch.plugins import Precision
-from rich.progress import Progress
 
 import mame_lab
 from mame_lab.measure import flops, speed
 from mame_lab.merging import Drop, EViT, MaMe, ToMe, Ward
 from mame_lab.merging.schedule import geometric_blocks
-from mame_lab.merging.tokens import Tokens
 from mame_lab.models import apply, family_of, shared_copy
 from mame_lab.runs import config
 from mame_lab.solver import on_validation, solve
@@ -59,11 +57,11 @@ def test_shapes_of_the_lists():
     assert lists["constant"][2 * DEPTH // 3 :] == [0] * (DEPTH - len(merging))
     assert lists["linear"] == sorted(lists["linear"], reverse=True)
     assert [block for block, amount in enumerate(lists["geometric"]) if amount] == geometric_blocks(DEPTH, 0.7)
-    left, fractions = math.prod(family_of(model).grid(model, x)), []
+    remaining, fractions = math.prod(family_of(model).grid(model, x)), []
     for r in filter(None, lists["geometric"]):
-        fractions.append(r / left)
-        left -= r
-    assert max(fractions) - min(fractions) < 2 / left
+        fractions.append(r / remaining)
+        remaining -= r
+    assert max(fractions) - min(fractions) < 2 / remaining
 
 
 @pytest.mark.parametrize(("share", "first"), [(0.9, 4), (0.8, 3), (0.6, 1), (0.4, 0)])
@@ -78,20 +76,26 @@ def test_thresholds_found_on_copies_still_merge_them():
     assert 0.99 < max(tau for tau in solved.tau if tau < 1) < 1
 
 
-def test_without_pairs_more_than_half_leaves_a_block():
+def test_without_pairs_more_than_half_is_removed_in_a_block():
     solved = solve.solve(build("vit").float(), EViT(flops=0.35, schedule="constant"), images(1).float())
     assert isinstance(solved.r, list)
     assert solved.r[1] > 64 // 2
 
 
-def test_the_closest_of_the_candidates_is_kept(monkeypatch):
-    costs = iter([0.3, 0.9, 0.61] + [0.9, 0.3] * solve.COST_STEPS)
-    tried = []
-    monkeypatch.setattr(solve._Search, "candidate", lambda _, strength: tried.append(strength) or strength)
-    monkeypatch.setattr(solve._Search, "cost", lambda *_: next(costs))
+@pytest.fixture
+def applied(monkeypatch):
+    """The methods that a search runs, in order."""
+    methods = []
+    monkeypatch.setattr(solve, "apply", lambda model, method: methods.append(method) or apply(model, method))
+    return methods
+
+
+def test_the_closest_of_the_candidates_is_kept(monkeypatch, applied):
+    costs = iter([1.0, 0.3, 0.9, 0.61] + [0.9, 0.3] * solve.COST_STEPS)  # The unmerged model's comes first.
+    monkeypatch.setattr(solve, "gflops", lambda *_: next(costs))
     solved = solve.solve(build("vit").float(), Ward(flops=0.6), images(2).float())
-    assert len(tried) == 1 + solve.COST_STEPS
-    assert solved == tried[2]
+    assert len(applied) == 1 + solve.COST_STEPS
+    assert solved is applied[2]
 
 
 @pytest.mark.parametrize("solve_to", ["arithmetic", "adaptive"])
@@ -101,44 +105,30 @@ def test_only_the_blocks_that_were_asked_for_merge(solve_to):
     assert [r != 0 for r in solved.schedule_for(DEPTH).amounts] == [block in (1, 3) for block in range(DEPTH)]
 
 
-class Given(MaMe):
-    def similarity(self, tokens):
-        return torch.tensor([[[0.9, 0.7], [0.8, 0.1]], [[0.1, 0.6], [-1.0, 0.5]]])
-
-
-def test_thresholds_are_where_the_batch_loses_its_budget():
-    """The two closest of the four sources of both samples, wherever they are."""
-    pooled, x = solve._Pooled(base=Given(tau=0.5)), torch.randn(2, 4, 3)
-    plan = pooled.plan(Tokens(x, x, torch.ones(2, 4, 1), 0), 1)
-    assert pooled.taus == [pytest.approx(0.6)]
-    assert plan.tokens().tolist() == [2, 4]
-
-
 @pytest.mark.parametrize("prop_attn", [True, False])
-def test_calibration_attends_as_the_method_does(prop_attn, monkeypatch):
-    applied = []
-    monkeypatch.setattr(solve, "apply", lambda model, method: applied.append(method) or apply(model, method))
-    method = Ward(flops=0.6, solve="adaptive", prop_attn=prop_attn)
-    search = solve._Search(build("vit").float(), method, images(2).float(), Progress())
-    search.blocks = [0, 1]
-    search.candidate(0.5)
-    assert [ran.prop_attn for ran in applied] == [prop_attn]
+@pytest.mark.parametrize("method", [Ward, MaMe])
+def test_thresholds_are_where_the_batch_loses_its_budget(method, prop_attn, applied):
+    """Of the sources of all samples the closest, wherever they are; attention is as the method has it."""
+    model, x = build("vit").float(), images(4).float()
+    solve.solve(model, method(flops=0.6, solve="adaptive", prop_attn=prop_attn), x)
+    assert {each.prop_attn for each in applied} == {prop_attn}
+    for budget, thresholds in zip(applied[::2], applied[1::2], strict=True):
+        tokens = torch.stack(family_of(model).trace(apply(shared_copy(model), thresholds), x))
+        entered = torch.cat([torch.full((1, 4), 65), tokens[:-1]])
+        assert ((entered - tokens).sum(1) - 4 * torch.tensor(budget.r)).abs().max() <= 1
 
 
 def test_a_speed_up_is_measured(monkeypatch):
     """A machine on which the time is the multiply-adds and a constant."""
     model, x = build("vit").float(), images(2).float()
-    search = lambda self, method: 1 / (0.2 + 0.8 * self.cost(method))  # noqa: E731
-    monkeypatch.setattr(solve._Search, "speedup", search)
+
+    def timed(calls, *_, **__):
+        costs = {name: flops.gflops(call.func, x)[""] for name, call in calls.items()}
+        return {name: [0.2 + 0.8 * cost / costs["unmerged"]] * 3 for name, cost in costs.items()}
+
+    monkeypatch.setattr(speed, "time_interleaved", timed)
     solved = solve.solve(model, Ward(speedup=1.4), x)
     assert 1 / (0.2 + 0.8 * share(model, solved, x)) == pytest.approx(1.4, rel=0.04)
-
-
-def test_the_speed_up_is_that_of_merged_over_unmerged(monkeypatch):
-    seconds = {"merged": [1.0, 2.0, 1.0], "unmerged": [2.0, 4.0, 8.0]}
-    monkeypatch.setattr(speed, "time_interleaved", lambda calls, *_, **__: {name: seconds[name] for name in calls})
-    search = solve._Search(build("vit").float(), Ward(speedup=1.2), images(2).float(), Progress())
-    assert search.speedup(Ward(r=5)) == 2
 
 
 @pytest.mark.parametrize(
