@@ -200,7 +200,9 @@ class Method:
             raise MameLabError(f"mame={self.method} needs a budget: set mame.r, mame.flops or mame.speedup")
         if isinstance(self.r, list):
             if len(self.r) != depth:
-                raise MameLabError(f"mame.r={self.r} has {len(self.r)} entries: give one for each of {depth} blocks")
+                raise MameLabError(
+                    f"mame.r={self.r} has {len(self.r)} entries: give one for each of the {depth} blocks"
+                )
             amounts = tuple(self.r)
         else:
             blocks = self.merging_blocks(depth)
