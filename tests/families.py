@@ -135,7 +135,7 @@ def _last_row(x_NC: torch.Tensor) -> torch.Tensor:
 
 
 def of_transformers(model: nn.Module) -> bool:
-    return family_of(model).__name__.endswith("transformers")
+    return family_of(model).name == "transformers"
 
 
 def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -57,10 +57,11 @@ def draw(model: nn.Module, data: ImageData, trainer: Trainer, count: int, title:
     owners_by_block = [torch.cat(batches) for batches in zip(*map(owners, plans), strict=True)]
     unmerged = int(family.trace(unmerged_copy(model), shown[:1])[0])
     normalisation = family.data_config(model)
+    rows, columns = family.grid(model, shown)
     pixels = unnormalise(shown, normalisation["mean"], normalisation["std"])
     title = fill(title, TITLE)
     figures = {
-        "merging": merging_figure(pixels, owners_by_block, family.grid(model, shown), title),
+        "merging": merging_figure(pixels, owners_by_block, (rows, columns), title),
         "tokens": tokens_figure(torch.cat(counts, 1), unmerged, title),
     }
     paths = {name: folder / f"{name}.png" for name in figures}

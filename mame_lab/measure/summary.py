@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mame_lab.models import depends_on_batch, shared_copy, tracing_family_of, unmerged_copy
+from mame_lab.models import depends_on_batch, family_of, shared_copy, unmerged_copy
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,7 +62,7 @@ def summary(model: nn.Module, images: Tensor) -> ModelSummary:
 
     from mame_lab.measure import flops
 
-    family = tracing_family_of(model)
+    family = family_of(model)
     merged, unmerged = shared_copy(model).eval(), unmerged_copy(model).eval()
     with torch.no_grad():
         tokens, tokens_unmerged = family.trace(merged, images), family.trace(unmerged, images)

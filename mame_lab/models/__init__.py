@@ -1,6 +1,6 @@
-"""Model families: one file each says how a model is loaded and where merging goes in.
+"""Model families: one folder a library, which says how its models are loaded and where merging goes in.
 
-A family module is imported when first needed. What it has to have: see `timm/__init__.py`.
+A library is imported when it is first needed. What it has to say: see `base`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,14 @@ import copy
 from dataclasses import replace
 from importlib import import_module
 from itertools import chain
-from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from mame_lab.errors import MameLabError, UnsupportedModelError
 from mame_lab.merging import Method, Ward
 from mame_lab.merging.method import check_method
 from mame_lab.models import checkpoint
+from mame_lab.models.base import Family, Library
+from mame_lab.models.parts import shared_copy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,22 +24,35 @@ if TYPE_CHECKING:
     from mame_lab.models.checkpoint import Checkpoint
     from mame_lab.models.settings import ModelSettings
 
-# The libraries whose models can be merged; each has a module here, its family.
+# The libraries whose models can be merged: each has a folder here, which is a `Library` itself or names its `FAMILY`.
 FAMILIES = ("timm", "transformers", "diffusers", "open_clip")
 
 
-def family(name: str) -> ModuleType:
-    """The module of a family, by the name that `model.family` has.
+def library(name: str) -> Library:
+    """A library, by the name that `model.family` has.
 
     Raises:
-        MameLabError: there is no such family, or its library is not installed.
+        MameLabError: it is not known, or not installed.
     """
     if name not in FAMILIES:
         raise MameLabError(f"model.family={name} is not known: choose from {', '.join(FAMILIES)}")
     try:
-        return import_module(f"mame_lab.models.{name}")
+        module = import_module(f"mame_lab.models.{name}")
     except ModuleNotFoundError as error:
         raise MameLabError(f"model.family={name} needs {error.name}: pip install 'mame_lab[{name}]'") from error
+    return cast(Library, getattr(module, "FAMILY", module))
+
+
+def family(name: str) -> Family:
+    """The same, of vision transformers.
+
+    Raises:
+        MameLabError: also for diffusers, whose models are pipelines.
+    """
+    found = library(name)
+    if not isinstance(found, Family):
+        raise MameLabError(f"model.family={name} is for dataset=prompts: choose one of vision transformers")
+    return found
 
 
 def load(settings: ModelSettings, stored: Checkpoint | None = None) -> nn.Module:
@@ -49,41 +63,41 @@ def load(settings: ModelSettings, stored: Checkpoint | None = None) -> nn.Module
     Raises:
         MameLabError: an unknown name, weights that cannot be fetched or read, or a file of another model.
     """
-    module = family(settings.family)
     if settings.is_checkpoint:
         stored = stored or checkpoint.read(str(settings.weights), "model.weights")
         settings = replace(settings, weights=None)
     if stored is None:
-        return module.load(settings)
-    model = module.build(settings)
-    module.load_weights(model, stored.state, f"{stored.key}={stored.path}", head_of_file=settings.num_classes != 0)
+        return library(settings.family).load(settings)
+    loader = family(settings.family)
+    model = loader.build(settings)
+    loader.load_weights(model, stored.state, f"{stored.key}={stored.path}", head_of_file=settings.num_classes != 0)
     return model
 
 
-def family_of(model: nn.Module) -> ModuleType:
-    """The module of the family that a model belongs to.
+def library_of(model: nn.Module) -> Library:
+    """The library that a model belongs to.
 
     Raises:
-        UnsupportedModelError: its class comes from no library of a known family.
+        UnsupportedModelError: its class comes from none that is known.
     """
     libraries = [base.__module__.split(".")[0] for base in type(model).__mro__]
     for name in FAMILIES:
         if name in libraries:
-            return family(name)
+            return library(name)
     raise UnsupportedModelError(
         f"mame_lab cannot merge tokens in {type(model).__module__}.{type(model).__qualname__}: its class is none of "
         f"{', '.join(FAMILIES)}. Apply it to the model itself, before torch.compile, DDP or another wrapper"
     )
 
 
-def tracing_family_of(model: nn.Module) -> ModuleType:
+def family_of(model: nn.Module) -> Family:
     """The same, for what follows tokens from block to block.
 
     Raises:
         UnsupportedModelError: also for a diffusion pipeline, whose tokens come back after every attention.
     """
-    found = family_of(model)
-    if not hasattr(found, "trace"):
+    found = library_of(model)
+    if not isinstance(found, Family):
         raise UnsupportedModelError(
             f"mame_lab.solve and mame_lab.summary do not take a {type(model).__qualname__}: set r, and let "
             f"eval.py dataset=prompts benchmark=denoiser say what it costs"
@@ -113,13 +127,13 @@ def apply(model: nn.Module, method: Method | None = None, **settings) -> nn.Modu
     if method is None:
         method = Ward(**settings)
     check_method(method)
-    family_of(model).attach(model, method)
+    library_of(model).attach(model, method)
     return model
 
 
 def remove(model: nn.Module) -> nn.Module:
     """Undo `apply`, to the bit. Returns the same model."""
-    family_of(model).detach(model)
+    library_of(model).detach(model)
     return model
 
 
@@ -135,14 +149,9 @@ def depends_on_batch(model: nn.Module) -> bool:
 
 
 def is_adaptive(model: nn.Module) -> bool:
-    """Whether the number of tokens that leave depends on the images."""
+    """Whether the number of tokens that are removed depends on the images."""
     method = vars(model).get("method")
     return method is not None and method.is_adaptive
-
-
-def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares all parameters and buffers."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
 def unmerged_copy(model: nn.Module) -> nn.Module:

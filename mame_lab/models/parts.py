@@ -1,8 +1,13 @@
-"""How the parts of a model, whichever its library, change between their own class and the one that merges."""
+"""How the parts of a model, whichever its library, change between their own class and the one that merges.
 
-from collections.abc import Iterable
+A class is known by its exact type: a subclass has a forward pass that nobody here has read.
+"""
+
+import copy
+from collections.abc import Callable, Iterable
+from itertools import chain
 from types import MethodType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -23,6 +28,11 @@ def stands_in(cls: Class) -> Class:
     return cls
 
 
+def own_signature(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Marks a forward that takes other arguments than that of the class whose place its class takes."""
+    return forward
+
+
 def become(part: nn.Module, cls: type[nn.Module]) -> None:
     """Change the class of a part, which then has the methods of that class."""
     for name in _set_on(part):
@@ -33,7 +43,7 @@ def become(part: nn.Module, cls: type[nn.Module]) -> None:
 def check_forwards(model: nn.Module, parts: Iterable[nn.Module]) -> None:
     """Raise UnsupportedModelError where a method of a part was replaced, which merging would lose or break.
 
-    That of its own class may be set on a part: so accelerate leaves it where it takes its hooks away.
+    The method of its own class may be set on a part: accelerate leaves it there where its hooks are removed.
     """
     for part in parts:
         for name in _set_on(part):
@@ -62,6 +72,17 @@ def check_applied(model: nn.Module) -> None:
             f"this {library.__name__} was made by the class of a merged model, and has no method: make it by "
             f"{library.__module__}.{library.__name__}, then call mame_lab.apply"
         )
+
+
+def containers(model: nn.Module, blocks_at: str) -> list[nn.Module]:
+    """The parts of a model that hold its blocks, which are called without them."""
+    names = blocks_at.split(".")
+    return [model.get_submodule(".".join(names[:end])) for end in range(1, len(names) + 1)]
+
+
+def shared_copy(model: nn.Module) -> nn.Module:
+    """A copy that shares all parameters and buffers."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
 def path_of(part: nn.Module, model: nn.Module) -> str:

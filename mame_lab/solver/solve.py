@@ -18,7 +18,7 @@ from mame_lab.merging.bipartite import Adaptive
 from mame_lab.merging.method import check_method
 from mame_lab.merging.schedule import Schedule, factors, geometric_blocks, over_blocks
 from mame_lab.merging.wrapper import MethodWrapper
-from mame_lab.models import apply, family_of, shared_copy, tracing_family_of, unmerged_copy
+from mame_lab.models import apply, family_of, shared_copy, unmerged_copy
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -51,7 +51,7 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     check_method(method)
     if not method.has_target:
         return method
-    tracing_family_of(model)
+    family_of(model)
     from rich.console import Console
     from rich.progress import Progress
 

@@ -22,7 +22,7 @@ from mame_lab.measure import flops, memory, speed
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
 from mame_lab.measure.result import ModelMeasurement, Result
 from mame_lab.merging import Method, ToMeSD
-from mame_lab.models import apply, family, shared_copy
+from mame_lab.models import apply, library, shared_copy
 from mame_lab.runs.config import EvalConfig
 from mame_lab.runs.loggers import log_pictures, log_result
 from mame_lab.synthesis.generate import Picture, captured_step, generate
@@ -51,7 +51,7 @@ def synthesise(run: EvalConfig, values: dict[str, Any], folder: Path) -> dict[st
         raise MameLabError(f"trainer.devices={run.trainer.devices} is for training: dataset=prompts runs on one")
     if trainer.precision not in DTYPES:
         raise MameLabError(f"trainer.precision={trainer.precision} is not for pipelines: choose {', '.join(DTYPES)}")
-    pipe = family(run.model.family).load(run.model)
+    pipe = library(run.model.family).load(run.model)
     if not (run.model.pretrained or run.model.weights):
         print("The weights are random: the images are noise, read cost and speed. Give model.weights=FOLDER.")
     pipe.to(trainer.strategy.root_device)
@@ -93,7 +93,7 @@ def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture
     arms = {
         arm: ModelMeasurement(
             gflops=passes * flops.gflops_by_shapes(_of_sample(unet, inputs), inputs[0][0]),
-            tokens=[float(tokens) for tokens in family(run.model.family).tokens(unet, inputs[0][0])],
+            tokens=[float(tokens) for tokens in library(run.model.family).tokens(unet, inputs[0][0])],
             samples_per_s=1 / median(picture.seconds[arm] for picture in pictures),
             **_latencies([picture.seconds[arm] for picture in pictures]),
             step_ms_p50=1e3 * median(taken[arm]),

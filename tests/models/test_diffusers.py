@@ -16,7 +16,7 @@ import mame_lab
 from mame_lab import MaMe, MameLabError, ToMe, UnsupportedModelError, Ward
 from mame_lab.merging import Drop, ToMeSD
 from mame_lab.merging.grid.settings import Grid
-from mame_lab.models import family_of, merges, shared_copy
+from mame_lab.models import library_of, merges, shared_copy
 from mame_lab.models.diffusers.unet import MergingAttention, UNetMergeContext
 
 SMALL = {
@@ -116,8 +116,8 @@ def test_attention_sees_the_tokens_that_are_said(monkeypatch):
     run(unet)
     tokens = [count for kind, count in seen if kind is MergingAttention]
     assert tokens == [48, 18, 6, 18, 18, 48, 48]
-    assert family_of(unet).tokens(unet, inputs()["sample"]) == [48, 18, 6]
-    assert family_of(unet).tokens(mame_lab.remove(unet), inputs()["sample"]) == [96, 24, 6]
+    assert library_of(unet).tokens(unet, inputs()["sample"]) == [48, 18, 6]
+    assert library_of(unet).tokens(mame_lab.remove(unet), inputs()["sample"]) == [96, 24, 6]
 
 
 def test_a_grid_is_told_by_rows_and_columns(monkeypatch):
@@ -130,9 +130,9 @@ def test_a_grid_is_told_by_rows_and_columns(monkeypatch):
 
 def test_by_default_the_finer_two_thirds_of_the_resolutions_merge():
     unet = mame_lab.apply(unet_of(), r=0.5)
-    assert family_of(unet).tokens(unet, inputs()["sample"]) == [48, 12, 6]
+    assert library_of(unet).tokens(unet, inputs()["sample"]) == [48, 12, 6]
     mame_lab.apply(unet, Ward(r=0.5, blocks=1))
-    assert family_of(unet).tokens(unet, inputs()["sample"]) == [48, 24, 6]
+    assert library_of(unet).tokens(unet, inputs()["sample"]) == [48, 24, 6]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_unet_with_self_attention_at_one_resolution_merges_there(changes, toke
     unet = UNet2DConditionModel(**SMALL | sizes | changes).double().eval()
     plain = run(unet)
     assert not torch.equal(run(mame_lab.apply(unet, r=0.5)), plain)
-    assert family_of(unet).tokens(unet, inputs()["sample"]) == tokens
+    assert library_of(unet).tokens(unet, inputs()["sample"]) == tokens
 
 
 @pytest.mark.parametrize("slices", [1, "auto"])

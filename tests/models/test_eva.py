@@ -9,9 +9,10 @@ from torch.nn.functional import interpolate
 
 import mame_lab
 from mame_lab.merging import Method, Ward
-from mame_lab.models import timm as family
+from mame_lab.models import family as family_named
 from mame_lab.models.settings import ModelSettings
 
+family = family_named("timm")
 ROTARY = ["eva02", "dinov3", "rope_mixed", "perception"]
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
 METHODS = {"budget": Ward(r=[3, 0, 5, 4, 0, 0]), "adaptive": Ward(tau=0.8)}

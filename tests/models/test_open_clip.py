@@ -16,7 +16,7 @@ from torch import nn
 
 import mame_lab
 from mame_lab.measure.result import Result
-from mame_lab.models import family, hub, load, tensor_file, timm
+from mame_lab.models import family, hub, load, tensor_file
 from mame_lab.models.open_clip import loading
 from mame_lab.models.open_clip.text import TextTower
 from mame_lab.models.settings import ModelSettings
@@ -110,7 +110,7 @@ def test_a_named_model_has_let_go_of_its_text_tower():
     assert "text" not in vars(model)
     assert set(model.head.state_dict()) == {"text_KC", "scale", "bias", "projection.1.weight"}
     assert [name for name, _ in model.head.named_parameters()] == ["projection.1.weight"]
-    bare = timm.build(ModelSettings(name="test_vit", num_classes=0, pretrained=False))
+    bare = family("timm").build(ModelSettings(name="test_vit", num_classes=0, pretrained=False))
     assert {key for key in model.state_dict() if not key.startswith("head.")} == set(bare.state_dict())
 
 
@@ -204,7 +204,7 @@ def test_a_file_that_open_clip_could_not_read_is_named(tmp_path):
 )
 def test_images_are_prepared_as_open_clip_does(name, expected):
     with torch.device("meta"):
-        found = family("open_clip").data_config(loading.build(settings(name, img_size=None)))
+        found = family("open_clip").data_config(family("open_clip").build(settings(name, img_size=None)))
     assert tuple(found[key] for key in ("size", "crop_mode", "interpolation", "mean", "crop_pct")) == expected
 
 
@@ -276,7 +276,7 @@ def test_a_missing_tokenizer_is_named(offline, monkeypatch):
 
 
 def test_a_file_of_another_model_is_named(tmp_path):
-    save_file(timm.build(ModelSettings(name="test_vit")).state_dict(), tmp_path / "w.safetensors")
+    save_file(family("timm").build(ModelSettings(name="test_vit")).state_dict(), tmp_path / "w.safetensors")
     with pytest.raises(mame_lab.MameLabError, match="takes open_clip's file of both towers"):
         family("open_clip").load(settings(weights=str(tmp_path / "w.safetensors")))
 
@@ -327,7 +327,7 @@ def test_zero_shot_then_the_last_layer_then_the_checkpoint(entry_point, tmp_path
 
 def test_a_run_that_gave_a_tower_a_head_of_numbers(tmp_path):
     model, x, path = zero_shot(), images(), tmp_path / "best.ckpt"
-    assert timm.match_classes(model, 3)
+    assert family("timm").match_classes(model, 3)
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     config = {"model": {}, "mame": {}, "dataset": {}, "seed": 0}
     torch.save({"config": config, "state_dict": state, "global_step": 1}, path)

@@ -17,9 +17,8 @@ from torch import Tensor
 import mame_lab
 from mame_lab.measure.fidelity import Fidelity
 from mame_lab.merging import ToMe, Ward
-from mame_lab.models import shared_copy
+from mame_lab.models import load, shared_copy
 from mame_lab.models.settings import ModelSettings
-from mame_lab.models.timm import load
 
 MEAN, STD = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
 GRID, TRAINED_GRID = (16, 16), (37, 37)

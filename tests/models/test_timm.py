@@ -13,11 +13,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import mame_lab
 from mame_lab.merging.state import MergeState
-from mame_lab.models import hub
+from mame_lab.models import family, hub
+from mame_lab.models.merging_transformer import MergingBlock
 from mame_lab.models.settings import ModelSettings
-from mame_lab.models.timm import load
-from mame_lab.models.timm.vit import MergingBlock
 
+load = family("timm").load
 TINY = {"depth": 2, "embed_dim": 24, "num_heads": 2, "img_size": 32, "patch_size": 8, "num_classes": 3}
 
 
@@ -60,7 +60,7 @@ def test_a_merging_block_that_merges_nothing_is_timms_block():
     expected = model.blocks[-1](x)
     mame_lab.apply(model, r=1, blocks=[-1])
     torch.manual_seed(0)
-    actual, _ = model.blocks[-1](x, MergeState(0), model.method, 0)
+    actual, _ = model.blocks[-1](x, MergeState(0), model.method, 0, None)
     assert torch.equal(actual, expected)
 
 

@@ -77,7 +77,7 @@ def run(settings: Budgets, model: nn.Module, method: Method, data: ImageData, tr
         rounds=settings.rounds,
         seed=data.seed,
         weights=weights_hash(model),
-        library=family_of(model).__name__.rpartition(".")[2],
+        library=family_of(model).name,
         dataset=data.dataset.name,
         merging=str(method.with_budget(0)).replace("r=0", "r of the row", 1),
     )

@@ -21,7 +21,7 @@ from mame_lab.benchmarks.denoiser.settings import Denoiser
 from mame_lab.measure import flops, memory, speed
 from mame_lab.measure.fidelity import wide
 from mame_lab.merging import METHODS
-from mame_lab.models import apply, family_of, shared_copy
+from mame_lab.models import apply, library_of, shared_copy
 
 UNMERGED = "unmerged"
 
@@ -80,7 +80,7 @@ def rows(unets: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> Itera
             taken_memory = memory.peak_memory(arms[arm], unet.device)
             yield Row(
                 latents=sample.shape[-1],
-                tokens=max(family_of(unet).tokens(unet, sample)),
+                tokens=max(library_of(unet).tokens(unet, sample)),
                 arm=arm,
                 ms=1e3 * median(taken[arm]),
                 saved=1 - 1 / speed.speedup(taken[arm], taken[UNMERGED]),

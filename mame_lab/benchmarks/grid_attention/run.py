@@ -137,7 +137,8 @@ def run(
 
 def rows(settings: GridAttention, model: VisionTransformer, images: Tensor) -> list[Row]:
     """All arms at the first budget, then at the next."""
-    grid = family_of(model).grid(model, images)
+    rows, columns = family_of(model).grid(model, images)
+    grid = rows, columns
     errors: Errors = defaultdict(list)
     for image_13HW in track(images.split(1), "images", transient=True, disable=not Console().is_terminal):
         of_layers: Errors = defaultdict(list)

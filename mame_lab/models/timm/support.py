@@ -6,9 +6,10 @@ from timm.layers.attention_pool import AttentionPoolLatent
 from torch import nn
 
 from mame_lab.errors import UnsupportedModelError
+from mame_lab.models.base import Architecture
 from mame_lab.models.parts import check_forwards, check_hooks, name_of
 from mame_lab.models.timm.eva import EVA
-from mame_lab.models.timm.forward import POOLS, Architecture
+from mame_lab.models.timm.forward import POOLS
 from mame_lab.models.timm.vit import VIT
 
 ARCHITECTURES = (VIT, EVA)
@@ -22,23 +23,18 @@ SUPPORTED = (
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """The classes of the model; UnsupportedModelError for every one that would be merged wrongly or not at all."""
-    architecture = architecture_by_class(model)
-    _check(model, architecture)
-    return architecture
-
-
-def architecture_by_class(model: nn.Module) -> Architecture:
-    """The same, whatever its parts are."""
+    """The classes of the model, by its own class; UnsupportedModelError for one that is not known."""
     for architecture in ARCHITECTURES:
-        if type(model) in (architecture.plain, architecture.merging):
+        if type(model) in architecture.models:
             return architecture
     raise _unsupported(model, "it has a forward pass of its own")
 
 
-def _check(model: Any, architecture: Architecture) -> None:
+def check(model: Any) -> None:
+    """Raise UnsupportedModelError for a model that would be merged wrongly or not at all."""
+    architecture = architecture_of(model)
     for block in model.blocks:
-        if type(block) not in (architecture.block, architecture.merging_block):
+        if type(block) not in architecture.block:
             raise _unsupported(model, f"it has blocks of class {name_of(block)}")
         if type(block.attn) not in architecture.attentions:
             raise _unsupported(model, f"it has attention of class {name_of(block.attn)}")

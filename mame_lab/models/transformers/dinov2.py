@@ -6,7 +6,7 @@ B batch, N tokens, K tokens that remain after merging, C channels.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.dinov2.modeling_dinov2 import (
     Dinov2Attention,
@@ -21,27 +21,26 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
     Dinov2WithRegistersModel,
 )
 
-from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.state import MergeState
+from mame_lab.models.merging_transformer import MergingBlock
 from mame_lab.models.parts import stands_in
-from mame_lab.models.tracing import Unscripted
-from mame_lab.models.transformers.forward import Architecture, MergingBackbone, MergingClassifier, refuse
+from mame_lab.models.transformers.architecture import IMAGENET, Architecture
+from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, refuse
 
 
-class _Layer(Unscripted, nn.Module):
-    def forward(
-        self, x_BNC: Tensor, state: MergeState, method: SequenceMethod, r: int | None
-    ) -> tuple[Tensor, MergeState]:
-        input_BNC = self.norm1(x_BNC)
-        with state.attention(bool(method.needs)) as attention:
-            y_BNC, _ = self.attention(input_BNC, state.mask_B11N)
-        x_BNC = x_BNC + self.drop_path(self.layer_scale1(y_BNC))
-        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, r)
-        return x_BKC + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x_BKC)))), state
+class _Layer(MergingBlock):
+    def normalized(self, x_BNC: Tensor) -> Tensor:
+        return self.norm1(x_BNC)
+
+    def attend(self, x_BNC: Tensor, input_BNC: Tensor, mask_B11N: Tensor | None, positions: None) -> Tensor:
+        return x_BNC + self.drop_path(self.layer_scale1(self.attention(input_BNC, mask_B11N)[0]))
+
+    def transform(self, x_BKC: Tensor) -> Tensor:
+        return x_BKC + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x_BKC))))
 
 
 class _Backbone(MergingBackbone):
-    def embed(self, pixel_values: Tensor, **options: Any) -> Tensor:
+    def embed_pixels(self, pixel_values: Tensor, **options: Any) -> Tensor:
         refuse(options)
         return self.embeddings(pixel_values)
 
@@ -50,7 +49,7 @@ class _Backbone(MergingBackbone):
 
 
 class _Classifier(MergingClassifier):
-    def pool(self, x_BKC: Tensor, state: MergeState) -> Tensor:
+    def feature(self, x_BKC: Tensor, state: MergeState) -> Tensor:
         return torch.cat([x_BKC[:, 0], state.mean(x_BKC, state.prefix)], 1)
 
 
@@ -61,7 +60,7 @@ class MergingDinov2Layer(_Layer, Dinov2Layer):
 
 @stands_in
 class MergingDinov2Model(_Backbone, Dinov2Model):
-    """transformers' Dinov2Model with merging; parameters and their names are the same."""
+    """transformers' Dinov2Model with merging."""
 
 
 @stands_in
@@ -76,25 +75,30 @@ class MergingDinov2WithRegistersLayer(_Layer, Dinov2WithRegistersLayer):
 
 @stands_in
 class MergingDinov2WithRegistersModel(_Backbone, Dinov2WithRegistersModel):
-    """transformers' Dinov2WithRegistersModel with merging; parameters and their names are the same."""
+    """transformers' Dinov2WithRegistersModel with merging."""
 
 
 @stands_in
 class MergingDinov2WithRegistersForImageClassification(_Classifier, Dinov2WithRegistersForImageClassification):
-    """transformers' Dinov2WithRegistersForImageClassification with merging, which leaves the registers out."""
+    """transformers' Dinov2WithRegistersForImageClassification with merging; registers are not classified."""
 
 
+LOADING = {
+    "preprocessing": IMAGENET | {"interpolation": "bicubic", "crop_pct": 224 / 256, "crop_mode": "center"},
+    "width": 2,
+    "any_size": True,
+}
 DINOV2 = Architecture(
     classifier=(Dinov2ForImageClassification, MergingDinov2ForImageClassification),
-    backbone=(Dinov2Model, MergingDinov2Model),
-    layer=(Dinov2Layer, MergingDinov2Layer),
+    transformer=(Dinov2Model, MergingDinov2Model),
+    block=(Dinov2Layer, MergingDinov2Layer),
     attentions=(Dinov2Attention,),
-    width=2,
+    **LOADING,
 )
 DINOV2_WITH_REGISTERS = Architecture(
     classifier=(Dinov2WithRegistersForImageClassification, MergingDinov2WithRegistersForImageClassification),
-    backbone=(Dinov2WithRegistersModel, MergingDinov2WithRegistersModel),
-    layer=(Dinov2WithRegistersLayer, MergingDinov2WithRegistersLayer),
+    transformer=(Dinov2WithRegistersModel, MergingDinov2WithRegistersModel),
+    block=(Dinov2WithRegistersLayer, MergingDinov2WithRegistersLayer),
     attentions=(Dinov2WithRegistersAttention,),
-    width=2,
+    **LOADING,
 )

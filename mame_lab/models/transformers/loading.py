@@ -14,48 +14,90 @@ from transformers.utils.generic import ModelOutput
 
 from mame_lab.errors import MameLabError
 from mame_lab.models import tensor_file
+from mame_lab.models.base import Family
 from mame_lab.models.hub import in_one_line, no_retries_offline
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.transformers.preprocessing import preprocessing_of
-from mame_lab.models.transformers.support import ARCHITECTURES, SUPPORTED, architecture_of
+from mame_lab.models.transformers.support import ARCHITECTURES, SUPPORTED, architecture_of, backbone_of, check
 from mame_lab.models.weights import check_fit, read_weights
 
-# The model types whose position embedding is resampled to the size of the images in every forward pass.
-ANY_SIZE = ("dinov2", "dinov2_with_registers")
 
+class Loading(Family):
+    """The part of the family that loads models."""
 
-def load(settings: ModelSettings) -> PreTrainedModel:
-    """The classifier that the settings describe, with its weights. Called with a tensor, it gives logits as a tensor.
+    def load(self, settings: ModelSettings) -> PreTrainedModel:
+        """See `Family.load`. Called with a tensor, the classifier gives logits as a tensor.
 
-    Weights without a head make a backbone. Where there is a config.json, `model.args` come on top of what it says;
-    elsewhere they are all, `model_type` among them.
+        Weights without a head make a backbone. Where there is a config.json, `model.args` come on top of what it says;
+        elsewhere they are all, `model_type` among them.
+        """
+        source = _source(settings)
+        if source is None and settings.weights is None:
+            return self.build(settings)
+        state = None if source else read_weights(str(settings.weights))
+        if state is not None and settings.num_classes is None:
+            settings = replace(settings, num_classes=len(state.get("classifier.weight", ())))
+        origin = f"model.weights={settings.weights}" if settings.weights else f"model.name={settings.name}"
+        model, found = _read(settings, source, state, origin)
+        architecture, size = architecture_of(model), backbone_of(model).config.image_size
+        if settings.img_size not in (None, size) and not architecture.any_size:
+            raise MameLabError(
+                f"model.img_size={settings.img_size} does not fit {origin}, whose position embedding is for {size} px: "
+                f"leave it out"
+            )
+        if settings.num_classes is None and "classifier.weight" in found["missing_keys"]:
+            _give_head(model, 0)
+        headless = () if model.num_labels else ("classifier.",)
+        unused = architecture.unused + headless
+        misfits = {
+            "has other shapes in": [name for name, *_ in found["mismatched_keys"]],
+            "lacks": [key for key in found["missing_keys"] if not key.startswith(headless)],
+            "has unknown": [key for key in found["unexpected_keys"] if not key.startswith(unused)],
+        }
+        check_fit(origin, {kind: sorted(keys) for kind, keys in misfits.items()})
+        return _finished(model, settings)
 
-    Raises:
-        MameLabError: weights that cannot be fetched or read, or that are of another model.
-    """
-    source = _source(settings)
-    if source is None and settings.weights is None:
-        return build(settings)
-    state = None if source else read_weights(str(settings.weights))
-    if state is not None and settings.num_classes is None:
-        settings = replace(settings, num_classes=len(state.get("classifier.weight", ())))
-    origin = f"model.weights={settings.weights}" if settings.weights else f"model.name={settings.name}"
-    model, found = _read(settings, source, state, origin)
-    if settings.img_size not in (None, model.config.image_size) and model.config.model_type not in ANY_SIZE:
-        raise MameLabError(
-            f"model.img_size={settings.img_size} does not fit {origin}, whose position embedding is for "
-            f"{model.config.image_size} px: leave it out"
-        )
-    if settings.num_classes is None and "classifier.weight" in found["missing_keys"]:
-        _give_head(model, 0)
-    headless = () if model.num_labels else ("classifier.",)
-    misfits = {
-        "has other shapes in": [name for name, *_ in found["mismatched_keys"]],
-        "lacks": [key for key in found["missing_keys"] if not key.startswith(headless)],
-        "has unknown": [key for key in found["unexpected_keys"] if not key.startswith(("pooler.", *headless))],
-    }
-    check_fit(origin, {kind: sorted(keys) for kind, keys in misfits.items()})
-    return _finished(model, settings)
+    def build(self, settings: ModelSettings) -> PreTrainedModel:
+        """See `Family.build`."""
+        source = _source(settings)
+        try:
+            with _fetching(source):
+                config = _config(settings, source)
+        except OSError:
+            config = _config(settings, None)
+        classifier, any_size = _classifier_of(config)
+        if settings.img_size is not None and not any_size:
+            config.image_size = settings.img_size
+        try:
+            model = classifier(config)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise MameLabError(f"model.name={settings.name} rejects {settings.args}: {in_one_line(error)}") from error
+        return _finished(model, settings)
+
+    def load_weights(self, model: Any, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
+        """See `Family.load_weights`. The tensors have the names that the model has."""
+        if head_of_file:
+            _give_head(model, len(state["classifier.weight"]) if "classifier.weight" in state else 0)
+        elif model.num_labels == 0:
+            state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
+        try:
+            mismatch = model.load_state_dict(state, strict=False)
+        except RuntimeError as error:
+            raise MameLabError(
+                f"{origin} does not fit the model, choose the one it was made for: {in_one_line(error)}"
+            ) from error
+        check_fit(origin, {"lacks": mismatch.missing_keys, "has unknown": mismatch.unexpected_keys})
+
+    def match_classes(self, model: Any, classes: int) -> bool:
+        """See `Family.match_classes`."""
+        fits = model.num_labels == classes
+        if not fits:
+            _give_head(model, classes)
+        return not fits
+
+    def data_config(self, model: Any) -> dict[str, Any]:
+        """See `Family.data_config`."""
+        return dict(model.preprocessing)
 
 
 def _read(settings: ModelSettings, source: str | None, state: dict[str, Tensor] | None, origin: str) -> Any:
@@ -63,7 +105,7 @@ def _read(settings: ModelSettings, source: str | None, state: dict[str, Tensor] 
     try:
         with _fetching(source):
             config = _config(settings, source)
-            return _class_of(config).from_pretrained(
+            return _classifier_of(config)[0].from_pretrained(
                 source,
                 config=config,
                 state_dict=state,
@@ -80,58 +122,6 @@ def _read(settings: ModelSettings, source: str | None, state: dict[str, Tensor] 
             f"the weights of {origin} cannot be read or fetched ({in_one_line(error)}): give a local folder or file "
             f"with model.weights=FOLDER, or take random weights with model.pretrained=false"
         ) from error
-
-
-def build(settings: ModelSettings) -> PreTrainedModel:
-    """The classifier that the settings describe, with random weights."""
-    source = _source(settings)
-    try:
-        with _fetching(source):
-            config = _config(settings, source)
-    except OSError:
-        config = _config(settings, None)
-    if settings.img_size is not None and config.model_type not in ANY_SIZE:
-        config.image_size = settings.img_size
-    try:
-        model = _class_of(config)(config)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise MameLabError(f"model.name={settings.name} rejects {settings.args}: {in_one_line(error)}") from error
-    return _finished(model, settings)
-
-
-def load_weights(model: PreTrainedModel, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
-    """Load all tensors into the model.
-
-    Args:
-        model: its architecture must be that of the weights.
-        state: the tensors by name, as the model names them.
-        origin: the key and value of the configuration that the tensors come from, for error messages.
-        head_of_file: give the model a head with the classes of the file (none where it has none) instead of its own.
-    """
-    if head_of_file:
-        _give_head(model, len(state["classifier.weight"]) if "classifier.weight" in state else 0)
-    elif model.num_labels == 0:
-        state = {key: value for key, value in state.items() if not key.startswith("classifier.")}
-    try:
-        mismatch = model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise MameLabError(
-            f"{origin} does not fit the model, choose the one it was made for: {in_one_line(error)}"
-        ) from error
-    check_fit(origin, {"lacks": mismatch.missing_keys, "has unknown": mismatch.unexpected_keys})
-
-
-def match_classes(model: PreTrainedModel, classes: int) -> bool:
-    """Give the model a fresh head where it has not the classes of the data. Returns whether it did."""
-    fits = model.num_labels == classes
-    if not fits:
-        _give_head(model, classes)
-    return not fits
-
-
-def data_config(model: Any) -> dict[str, Any]:
-    """What the model expects of its images: size (H, W), mean, std, interpolation, crop_pct, crop_mode; and frames."""
-    return dict(model.preprocessing)
 
 
 def _source(settings: ModelSettings) -> str | None:
@@ -164,15 +154,16 @@ def _config(settings: ModelSettings, source: str | None) -> PreTrainedConfig:
     return config
 
 
-def _class_of(config: PreTrainedConfig) -> type[PreTrainedModel]:
+def _classifier_of(config: PreTrainedConfig) -> tuple[type[Any], bool]:
+    """The class of a classifier with this configuration, and whether it takes images of any size."""
     for architecture in ARCHITECTURES:
-        if type(config) is architecture.classifier[0].config_class:
-            return architecture.classifier[0]
+        if architecture.classifier and type(config) is architecture.classifier[0].config_class:
+            return architecture.classifier[0], architecture.any_size
     raise MameLabError(f"model.args.model_type={config.model_type} is not supported: choose from {SUPPORTED}")
 
 
 def _give_head(model: Any, classes: int) -> None:
-    width = architecture_of(model).width * model.config.hidden_size
+    width = architecture_of(model).width * backbone_of(model).config.hidden_size
     model.classifier = nn.Linear(width, classes) if classes else nn.Identity()
     model.classifier.to(model.device, model.dtype)
     model._init_weights(model.classifier)
@@ -180,9 +171,10 @@ def _give_head(model: Any, classes: int) -> None:
 
 
 def _finished(model: Any, settings: ModelSettings) -> PreTrainedModel:
-    architecture_of(model)
-    with _fetching(_source(settings)):
-        model.preprocessing = preprocessing_of(model.config, _source(settings), settings.img_size)
+    check(model)
+    source, published = _source(settings), architecture_of(model).preprocessing
+    with _fetching(source):
+        model.preprocessing = preprocessing_of(backbone_of(model).config, published, source, settings.img_size)
     model.register_forward_hook(_logits)
     return model
 

@@ -1,39 +1,38 @@
 """What transformers' models expect of their images and videos."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from transformers import AutoImageProcessor, PreTrainedConfig
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-# Of the published models; "size" is that of the model.
-PUBLISHED = {
-    "vit": {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"},
-    "dinov2": IMAGENET | {"interpolation": "bicubic", "crop_pct": 224 / 256, "crop_mode": "center"},
-    "videomae": IMAGENET | {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"},
-}
-PUBLISHED["dinov2_with_registers"] = PUBLISHED["dinov2"]
 INTERPOLATIONS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by PIL's numbers
 
 
-def preprocessing_of(config: PreTrainedConfig, source: str | None, img_size: int | None) -> dict[str, Any]:
+def preprocessing_of(
+    config: PreTrainedConfig, published: dict[str, Any], source: str | None, img_size: int | None
+) -> dict[str, Any]:
     """The arguments of `data.preprocessing.Preprocessing`.
 
     Args:
-        config: of the model.
-        source: a folder or a repository of the hub with a preprocessor_config.json; where there is none, the model is
-            taken to expect what the published ones of its type do.
+        config: of the backbone.
+        published: what the published models of its type expect: "size" is that of the model.
+        source: a folder or a repository of the hub with a preprocessor_config.json, which goes before `published`.
         img_size: in pixels, instead of the size that the preprocessing has.
     """
-    found = None if source is None else _published(source)
+    found = None if source is None else _stored(source)
     if found is None:
-        size = config.image_size
-        found = PUBLISHED[config.model_type] | {"size": (size, size) if isinstance(size, int) else tuple(size)}
+        found = published | {"size": sides(config.image_size)}
     if img_size is not None:
         found["size"] = (img_size, img_size)
     return found | ({"frames": config.num_frames} if hasattr(config, "num_frames") else {})
 
 
-def _published(source: str) -> dict[str, Any] | None:
+def sides(size: int | Iterable[int]) -> tuple[int, ...]:
+    """Height and width, of which a configuration may give one where they are equal."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _stored(source: str) -> dict[str, Any] | None:
     try:
         processor = AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError):

@@ -5,50 +5,56 @@ from typing import Any
 from torch import nn
 
 from mame_lab.errors import UnsupportedModelError
-from mame_lab.models.parts import check_forwards, check_hooks, name_of
+from mame_lab.models.parts import check_forwards, check_hooks, containers, name_of
+from mame_lab.models.transformers.architecture import Architecture
 from mame_lab.models.transformers.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
-from mame_lab.models.transformers.forward import Architecture, around, layers_of
+from mame_lab.models.transformers.forward import check_attention
 from mame_lab.models.transformers.videomae import VIDEOMAE
 from mame_lab.models.transformers.vit import VIT
 
 ARCHITECTURES = (VIT, DINOV2, DINOV2_WITH_REGISTERS, VIDEOMAE)
 SUPPORTED = "transformers' " + ", ".join(
-    plain.__name__ for architecture in ARCHITECTURES for plain in (architecture.classifier[0], architecture.backbone[0])
+    pair[0].__name__ for each in ARCHITECTURES for pair in (each.classifier, each.transformer) if pair
 )
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """The classes of the model; UnsupportedModelError for every one that would be merged wrongly or not at all."""
-    architecture = architecture_by_class(model)
-    _check(model, architecture)
-    return architecture
-
-
-def architecture_by_class(model: nn.Module) -> Architecture:
-    """The same, whatever its parts are."""
+    """The classes of the model, by its own class; UnsupportedModelError for one that is not known."""
     for architecture in ARCHITECTURES:
-        if type(model) in (*architecture.classifier, *architecture.backbone):
+        if type(model) in architecture.models:
             return architecture
     raise _unsupported(model, "it has a forward pass of its own")
 
 
-def _check(model: Any, architecture: Architecture) -> None:
-    backbone = model.base_model
-    if type(backbone) not in architecture.backbone:
-        raise _unsupported(model, f"it has a backbone of class {name_of(backbone)}")
-    parts = [model, *around(model)]
-    for layer in backbone.get_submodule(layers_of(backbone)):
-        if type(layer) not in architecture.layer:
+def backbone_of(model: nn.Module) -> Any:
+    """The backbone of a classifier; a backbone itself."""
+    architecture = architecture_of(model)
+    for module in (model, *model.children()):
+        if type(module) in architecture.transformer:
+            return module
+    raise _unsupported(model, f"it has no backbone of class {architecture.transformer[0].__name__}")
+
+
+def check(model: Any) -> None:
+    """Raise UnsupportedModelError for a model that would be merged wrongly or not at all."""
+    architecture, backbone = architecture_of(model), backbone_of(model)
+    blocks_at = architecture.transformer[1].blocks_at
+    around = [part for part in (backbone, *containers(backbone, blocks_at)) if part is not model]
+    parts = [model, *around]
+    for layer in backbone.get_submodule(blocks_at):
+        if type(layer) not in architecture.block:
             raise _unsupported(model, f"it has layers of class {name_of(layer)}")
-        attentions = [layer.attention, getattr(layer.attention, "attention", layer.attention)]
+        attention = getattr(layer, "attention", None) or layer.self_attn
+        attentions = [attention, getattr(attention, "attention", attention)]
         for part in attentions:
             if type(part) not in architecture.attentions:
                 raise _unsupported(model, f"it has attention of class {name_of(part)}")
         parts += [layer, *attentions]
-    if getattr(model, "fc_norm", backbone) is None:
+    if getattr(model, "fc_norm", model) is None:
         raise _unsupported(model, "it classifies its first patch (use_mean_pooling=false)")
-    check_hooks(model, around(model))
+    check_hooks(model, around)
     check_forwards(model, parts)
+    check_attention(backbone)
 
 
 def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:

@@ -15,32 +15,34 @@ from transformers.models.videomae.modeling_videomae import (
     VideoMAESelfAttention,
 )
 
-from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.state import MergeState
+from mame_lab.models.merging_transformer import MergingBlock
 from mame_lab.models.parts import stands_in
-from mame_lab.models.tracing import Unscripted
-from mame_lab.models.transformers.forward import Architecture, MergingBackbone, MergingClassifier, refuse
+from mame_lab.models.transformers.architecture import IMAGENET, Architecture
+from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, refuse
 
 
 @stands_in
-class MergingVideoMAELayer(Unscripted, VideoMAELayer):
-    """transformers' VideoMAELayer with one merge step between attention and MLP. Its attention takes no mask itself."""
+class MergingVideoMAELayer(MergingBlock, VideoMAELayer):
+    """transformers' VideoMAELayer with one merge step between attention and MLP."""
 
-    def forward(
-        self, x_BNC: Tensor, state: MergeState, method: SequenceMethod, r: int | None
-    ) -> tuple[Tensor, MergeState]:
-        input_BNC = self.layernorm_before(x_BNC)
-        with state.attention(bool(method.needs), state.mask_B11N) as attention:
-            x_BNC = x_BNC + self.attention(input_BNC)
-        x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, r)
-        return self.output(self.intermediate(self.layernorm_after(x_BKC)), x_BKC), state
+    takes_mask = False
+
+    def normalized(self, x_BNC: Tensor) -> Tensor:
+        return self.layernorm_before(x_BNC)
+
+    def attend(self, x_BNC: Tensor, input_BNC: Tensor, mask_B11N: Tensor | None, positions: None) -> Tensor:
+        return x_BNC + self.attention(input_BNC)
+
+    def transform(self, x_BKC: Tensor) -> Tensor:
+        return self.output(self.intermediate(self.layernorm_after(x_BKC)), x_BKC)
 
 
 @stands_in
 class MergingVideoMAEModel(MergingBackbone, VideoMAEModel):
-    """transformers' VideoMAEModel with merging; parameters and their names are the same."""
+    """transformers' VideoMAEModel with merging."""
 
-    def embed(self, pixel_values: Tensor, **options: Any) -> Tensor:
+    def embed_pixels(self, pixel_values: Tensor, **options: Any) -> Tensor:
         refuse(options)
         return self.embeddings(pixel_values, None)
 
@@ -54,13 +56,14 @@ class MergingVideoMAEForVideoClassification(MergingClassifier, VideoMAEForVideoC
 
     fc_norm: nn.LayerNorm
 
-    def pool(self, x_BKC: Tensor, state: MergeState) -> Tensor:
+    def feature(self, x_BKC: Tensor, state: MergeState) -> Tensor:
         return self.fc_norm(state.mean(x_BKC, 0))
 
 
 VIDEOMAE = Architecture(
     classifier=(VideoMAEForVideoClassification, MergingVideoMAEForVideoClassification),
-    backbone=(VideoMAEModel, MergingVideoMAEModel),
-    layer=(VideoMAELayer, MergingVideoMAELayer),
+    transformer=(VideoMAEModel, MergingVideoMAEModel),
+    block=(VideoMAELayer, MergingVideoMAELayer),
     attentions=(VideoMAEAttention, VideoMAESelfAttention),
+    preprocessing=IMAGENET | {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"},
 )

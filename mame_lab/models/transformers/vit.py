@@ -9,32 +9,36 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.vit.modeling_vit import ViTAttention, ViTForImageClassification, ViTLayer, ViTModel
 
-from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.state import MergeState
+from mame_lab.models.merging_transformer import MergingBlock
 from mame_lab.models.parts import stands_in
-from mame_lab.models.tracing import Unscripted
-from mame_lab.models.transformers.forward import Architecture, MergingBackbone, MergingClassifier, refuse
+from mame_lab.models.transformers.architecture import Architecture
+from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, refuse
 
 
 @stands_in
-class MergingViTLayer(Unscripted, ViTLayer):
+class MergingViTLayer(MergingBlock, ViTLayer):
     """transformers' ViTLayer with one merge step between attention and MLP."""
 
-    def forward(
-        self, x_BNC: Tensor, state: MergeState, method: SequenceMethod, r: int | None
-    ) -> tuple[Tensor, MergeState]:
-        input_BNC = self.layernorm_before(x_BNC)
-        with state.attention(bool(method.needs)) as attention:
-            y_BNC, _ = self.attention(input_BNC, state.mask_B11N)
-        x_BKC, state = state.merge(method, x_BNC + self.dropout(y_BNC), input_BNC, attention, r)
-        return x_BKC + self.dropout(self.mlp(self.layernorm_after(x_BKC))), state
+    def normalized(self, x_BNC: Tensor) -> Tensor:
+        return self.layernorm_before(x_BNC)
+
+    def attend(self, x_BNC: Tensor, input_BNC: Tensor, mask_B11N: Tensor | None, positions: None) -> Tensor:
+        return x_BNC + self.dropout(self.attention(input_BNC, mask_B11N)[0])
+
+    def transform(self, x_BKC: Tensor) -> Tensor:
+        return x_BKC + self.dropout(self.mlp(self.layernorm_after(x_BKC)))
 
 
 @stands_in
 class MergingViTModel(MergingBackbone, ViTModel):
-    """transformers' ViTModel with merging; parameters and their names are the same."""
+    """transformers' ViTModel with merging."""
 
-    def embed(self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **options: Any) -> Tensor:
+    blocks_at = "layers"
+
+    def embed_pixels(
+        self, pixel_values: Tensor, interpolate_pos_encoding: bool | None = None, **options: Any
+    ) -> Tensor:
         refuse(options)
         pixel_values = pixel_values.to(self.embeddings.patch_embeddings.projection.weight.dtype)
         return self.embeddings(pixel_values, interpolate_pos_encoding=bool(interpolate_pos_encoding))
@@ -48,13 +52,20 @@ class MergingViTModel(MergingBackbone, ViTModel):
 class MergingViTForImageClassification(MergingClassifier, ViTForImageClassification):
     """transformers' ViTForImageClassification with merging: the class token is classified."""
 
-    def pool(self, x_BKC: Tensor, state: MergeState) -> Tensor:
+    def feature(self, x_BKC: Tensor, state: MergeState) -> Tensor:
         return x_BKC[:, 0]
 
 
 VIT = Architecture(
     classifier=(ViTForImageClassification, MergingViTForImageClassification),
-    backbone=(ViTModel, MergingViTModel),
-    layer=(ViTLayer, MergingViTLayer),
+    transformer=(ViTModel, MergingViTModel),
+    block=(ViTLayer, MergingViTLayer),
     attentions=(ViTAttention,),
+    preprocessing={
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    },
 )

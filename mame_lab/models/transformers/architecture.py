@@ -1,0 +1,25 @@
+"""What is said of each of transformers' architectures."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from mame_lab.models import base
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@dataclass(frozen=True)
+class Architecture(base.Architecture):
+    """The classes, and what loading has to know.
+
+    Attributes:
+        preprocessing: what the published models expect of their images.
+        width: of what enters the head, in hidden sizes.
+        any_size: whether the position embedding is resampled to the size of the images in every forward pass.
+        unused: how names of tensors begin that published files have and the classifier has not.
+    """
+
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    width: int = 1
+    any_size: bool = False
+    unused: tuple[str, ...] = ("pooler.",)
