@@ -13,14 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mame_lab.models import checkpoint
-from mame_lab.runs import cli, config, cpu
+from mame_lab.runs import cli, config, conflicts, cpu
 
 config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="eval")
 def main(cfg: DictConfig) -> dict[str, float] | None:
-    return cli.job(evaluate, cfg)
+    return cli.run_job(evaluate, cfg)
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float] | None:
@@ -30,7 +30,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     if stored:
         values = config.override(stored.config, values, said)
     run = config.typed(config.EvalConfig, values)
-    config.check_read(run, said)
+    conflicts.check_read(run, said)
     folder = Path(HydraConfig.get().runtime.output_dir)
 
     import lightning
@@ -49,7 +49,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     from mame_lab.solver.on_validation import solve_on_validation
     from mame_lab.training.processes import processes
 
-    cpu.use(run.model.threads)
+    cpu.set_threads(run.model.threads)
     print = rank_zero_only(rich.print)
     lightning.seed_everything(run.seed, workers=True, verbose=False)
     if run.generates:

@@ -12,20 +12,20 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mame_lab.runs import cli, config, cpu
+from mame_lab.runs import cli, config, conflicts, cpu
 
 config.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> dict[str, float]:
-    return cli.job(train, cfg)
+    return cli.run_job(train, cfg)
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
     values = config.plain(cfg)
     run = config.typed(config.TrainConfig, values)
-    config.check_read(run, cli.overrides())
+    conflicts.check_read(run, cli.overrides())
 
     import lightning
     import rich
@@ -44,11 +44,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from mame_lab.training.fit import fit
     from mame_lab.training.processes import processes
 
-    cpu.use(run.model.threads)
+    cpu.set_threads(run.model.threads)
     print = rank_zero_only(rich.print)
     lightning.seed_everything(run.seed, workers=True, verbose=False)
     context = run.context(values, Path(HydraConfig.get().runtime.output_dir))
-    context = context.resumed_from(resume.find(run, context.folder, context.values))
+    context = context.resumed_from(resume.find_checkpoint(run, context.folder, context.values))
     past = context.past
 
     family = models.family(run.model.family)
@@ -60,7 +60,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 
     loggers = run.logger.build(context.folder, values, past.step if past else 0)
-    callbacks = [*resume.callbacks(run.seed), *random_r.callbacks(model, context)]
+    callbacks = [*resume.callbacks(run.seed), *random_r.callbacks(model, context), *run.callbacks.build()]
     trainer = run.trainer.build(context.folder, loggers, callbacks)
     with processes(trainer), run.trainer.explained():
         if past:

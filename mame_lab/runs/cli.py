@@ -37,7 +37,7 @@ def run(main: Callable) -> None:
 
     With HYDRA_FULL_ERROR=1 in the environment the whole traceback is shown.
     """
-    cpu.settle()
+    cpu.configure()
     for key in ("hydra.run.dir", "hydra.sweep.dir"):
         if {f"{key}=", f"{key}=''", f'{key}=""'} & set(sys.argv):
             sys.exit(f"error: {key}= is empty (an unset variable of the shell?): give a folder, or leave it out")
@@ -59,7 +59,7 @@ def run(main: Callable) -> None:
         sys.exit(f"error: {where}{error.strerror}: make room or give another hydra.run.dir; what is saved is whole")
 
 
-def job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
+def run_job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     """Run one job; returns what it returns. A failure leaves its reason in the run's folder.
 
     A single run ends in its one line; in a sweep Hydra adds which job failed.
@@ -73,7 +73,7 @@ def job(task: Callable[[DictConfig], Any], cfg: DictConfig) -> Any:
     except Exception as error:
         known = isinstance(error, MameLabError)
         reason = explain(error) if known else f"{type(error).__name__}: {explain(error)}"
-        give_reason(folder, reason)
+        write_reason(folder, reason)
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             log.error("%s failed: %s", folder, reason)  # Hydra says so only when all jobs have ended.
         if not known or WANTS_TRACEBACK or HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -91,7 +91,7 @@ def _written(said: Any) -> list[str]:
     return cast(list[str], OmegaConf.to_container(said, resolve=False))
 
 
-def give_reason(folder: Path, reason: str) -> None:
+def write_reason(folder: Path, reason: str) -> None:
     """Leave the reason of a failure in the folder of a run, as far as it can be written to."""
     with suppress(OSError):
         (folder / REASON).write_text(f"{reason}\n", encoding="utf-8")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
-from mame_lab.benchmarks import BENCHMARKS, Denoiser
+from mame_lab.benchmarks import BENCHMARKS
 from mame_lab.data import DATASETS
 from mame_lab.data.prompts import Prompts
 from mame_lab.errors import MameLabError
@@ -20,10 +21,12 @@ from mame_lab.measure.settings import SMOKE, EvaluationSettings, SpeedSettings
 from mame_lab.merging import METHODS, Method
 from mame_lab.models.renames import upgraded
 from mame_lab.models.settings import ModelSettings
+from mame_lab.runs import conflicts
 from mame_lab.runs.loggers import LOGGERS
 from mame_lab.tasks.optim import AdamW
+from mame_lab.training.callbacks import CallbackSettings
 from mame_lab.training.context import RunContext
-from mame_lab.training.freeze import Finetune
+from mame_lab.training.freeze import FinetuneSettings
 from mame_lab.training.trainer import TrainerSettings
 
 Run = TypeVar("Run", bound="Config")
@@ -36,6 +39,7 @@ class Config:
     Args:
         compile: train and time through torch.compile, the merged and the unmerged model alike; needs a budget, such as
             `mame.r`. Accuracy, multiply-adds and memory are those of the same models without it.
+        seed: of weights, order of the data, augmentation and dropout.
     """
 
     model: ModelSettings
@@ -46,14 +50,6 @@ class Config:
     speed: SpeedSettings = field(default_factory=SpeedSettings)
     compile: bool = False
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.generates != (self.model.family == "diffusers"):
-            other = "model=sd21 or sd_mini" if self.generates else "dataset=prompts"
-            raise MameLabError(
-                f"model.name={self.model.name} and dataset={self.dataset.name} do not go together, for pipelines make "
-                f"images from prompts and other models classify: give {other} too, or neither"
-            )
 
     @property
     def generates(self) -> bool:
@@ -72,32 +68,18 @@ class TrainConfig(Config):
 
     Args:
         resume: go on from a checkpoint, with its configuration: "auto" takes the newest one in the run's folder, if
-            there is one. The run then ends as if it had never stopped; with a larger `trainer.max_epochs` it trains on.
+            there is one. The run then continues exactly; with a larger `trainer.max_epochs` it trains on.
     """
 
-    finetune: Finetune
+    finetune: FinetuneSettings
     optim: AdamW
+    callbacks: CallbackSettings = field(default_factory=CallbackSettings)
     resume: str | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.generates:
-            raise MameLabError("dataset=prompts is not trained on: merging in pipelines is training-free, use eval.py")
-        others = {
-            "compile=true": self.compile,
-            f"trainer.strategy={self.trainer.strategy}": self.trainer.shards,
-            f"trainer.fast_dev_run={self.trainer.fast_dev_run}": self.trainer.fast_dev_run,
-        }
-        for other in (other for other, given in others.items() if given and self.finetune.cache):
-            raise MameLabError(f"finetune.cache=true and {other} exclude each other: leave one of the two")
+        conflicts.check(self, conflicts.OF_TRAINING)
         published = self.model.pretrained and self.model.num_classes is None
         self.finetune.check_head(trained=published or self.model.weights is not None)
-        whole = {f"finetune.distill={self.finetune.distill}": self.finetune.distill, "compile=true": self.compile}
-        for key in (key for key, given in whole.items() if given and self.trainer.shards):
-            raise MameLabError(
-                f"{key} needs whole weights in every process, and trainer.strategy={self.trainer.strategy} shards "
-                f"them: take trainer=ddp"
-            )
 
     def context(self, values: dict[str, Any], folder: Path) -> RunContext:
         """What the training goes by; `values` is the same configuration as plain values."""
@@ -130,28 +112,9 @@ class EvalConfig(Config):
     visualize: int = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.generates and (self.compile or self.visualize or self.ckpt):
-            raise MameLabError(
-                "compile, visualize and ckpt are for models that classify: leave them with dataset=prompts"
-            )
-        if self.benchmark is not None and self.generates != isinstance(self.benchmark, Denoiser):
-            raise MameLabError(
-                f"benchmark={self.benchmark.name} and dataset={self.dataset.name} do not go together: "
-                f"benchmark=denoiser is for dataset=prompts, all others are for models that classify"
-            )
-        if self.benchmark is not None and self.compile:
-            raise MameLabError(
-                f"compile=true is for one evaluation, not for benchmark={self.benchmark.name}: leave it, or time with "
-                f"benchmark=throughput benchmark.compiled=true"
-            )
+        conflicts.check(self, conflicts.OF_EVALUATION)
         if not 0 <= self.visualize <= 64:
             raise MameLabError(f"visualize={self.visualize} is out of range: give a number of images from 0 to 64")
-        if self.visualize and self.benchmark is not None:
-            raise MameLabError(
-                f"visualize={self.visualize} draws one evaluation, and benchmark={self.benchmark.name} compares many: "
-                f"give one of the two"
-            )
 
 
 # What says how much merges: one of these replaces the others.
@@ -169,6 +132,7 @@ CHOICES = {
 
 def register() -> None:
     """Make the schema known to Hydra: one for each entry point, and one for each choice of `CHOICES`."""
+    OmegaConf.register_new_resolver("groups", _groups, replace=True)
     from mame_lab.runs import search, sweep
 
     for sweeper in (sweep.Sweep, search.Search):
@@ -179,6 +143,13 @@ def register() -> None:
     for group, (_, classes) in CHOICES.items():
         for name, settings in classes.items():
             store.store(group=f"schema/{group}", name=name, node=settings)
+
+
+def _groups() -> str:
+    """The groups of conf/ and their choices, a line each, for --help."""
+    loader = GlobalHydra.instance().config_loader()
+    groups = [group for group in loader.list_groups("") if group not in ("hydra", "schema")]
+    return "".join(f"{group}: {', '.join(loader.get_group_options(group))}\n" for group in groups)
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -274,26 +245,6 @@ def _leave_out(mame: DictConfig, keys: set[str]) -> None:
     for key, (is_unread, nothing) in unread.items():
         if is_unread and key in mame and f"mame.{key}" not in keys:
             mame[key] = nothing
-
-
-def check_read(run: Config, overrides: list[str]) -> None:
-    """Raise MameLabError for a key that the command line gives and nothing reads beside the others.
-
-    Args:
-        run: what the command line and conf/ make.
-        overrides: what the command line says, in Hydra's syntax.
-    """
-    benchmark, unread = getattr(run, "benchmark", None), {}
-    if benchmark is not None:
-        unread |= dict.fromkeys(benchmark.unread, f"benchmark={benchmark.name}, which has settings of its own")
-    if run.generates:
-        unread |= {f"speed.{key}": f"dataset={run.dataset.name}" for key in ("batch_size", "cost_samples")}
-    if getattr(run.dataset, "augment", None) == "none":
-        unread["dataset.min_crop_area"] = "dataset.augment=none"
-    for said in OverridesParser.create().parse_overrides(overrides):
-        for group, beside in unread.items():
-            if f"{said.key_or_group}.".startswith(f"{group}."):
-                raise MameLabError(f"{said.key_or_group}={said.value()} has no meaning beside {beside}: leave it out")
 
 
 def _part(key: str, cls: type, value: Any, stored: bool) -> Any:

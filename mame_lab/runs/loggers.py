@@ -1,4 +1,4 @@
-"""Where metrics go: a CSV file in the run's folder, and Weights & Biases if asked. The only import of wandb."""
+"""Where metrics go: a CSV file in the run's folder, and TensorBoard or W&B if asked. The only import of wandb."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
+from mame_lab.errors import MameLabError
 from mame_lab.runs import cli
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # Seconds that W&B may take to log in, to reach its server and, at the end, to send what is left (it stays on the disk,
 # for `wandb sync`), unless these variables of the environment say otherwise.
-PATIENCE = {"WANDB_LOGIN_TIMEOUT": "20", "WANDB_INIT_TIMEOUT": "20", "WANDB_FINISH_TIMEOUT": "300"}
+TIMEOUTS = {"WANDB_LOGIN_TIMEOUT": "20", "WANDB_INIT_TIMEOUT": "20", "WANDB_FINISH_TIMEOUT": "300"}
 LONGEST_TAG = 64
 TRADEOFF = "tradeoff/accuracy_against_speed"
 
@@ -74,9 +75,9 @@ class Wandb:
         """
         import wandb
 
-        for variable, seconds in PATIENCE.items():
+        for variable, seconds in TIMEOUTS.items():
             os.environ.setdefault(variable, seconds)
-        with _only_warns():
+        with _errors_as_warnings():
             wandb.finish()  # The run of an earlier job of a sweep would otherwise take this one's metrics.
         for mode in ({}, {"mode": "offline"}):
             try:
@@ -103,14 +104,33 @@ class Wandb:
             id=known.read_text() if step and known.exists() else None,
             **mode,
         )
-        run = logger.experiment  # Starts it, on the first rank.
-        if rank_zero_only.rank == 0:
-            known.parent.mkdir(exist_ok=True)
-            known.write_text(run.id)
+        rank_zero_only(_write)(known, logger.experiment.id)  # Starts the run, on the first rank.
         return logger
 
 
-LOGGERS = {"csv": Csv, "wandb": Wandb}
+@dataclass
+class TensorBoard:
+    """Metrics go to `metrics.csv` and to TensorBoard's event files, in `tensorboard` in the run's folder."""
+
+    name: str = "tensorboard"
+
+    def build(self, folder: Path, config: dict[str, Any], step: int = 0) -> list[Logger]:
+        """As `Csv.build`, and a TensorBoard logger.
+
+        Raises:
+            MameLabError: TensorBoard is not installed.
+        """
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        try:
+            logger = TensorBoardLogger(folder, name="", version="tensorboard", default_hp_metric=False, purge_step=step)
+        except ModuleNotFoundError as error:
+            raise MameLabError("logger=tensorboard needs more: pip install 'mame_lab[tensorboard]'") from error
+        logger.log_hyperparams(config)
+        return [*Csv().build(folder, config, step), logger]
+
+
+LOGGERS = {"csv": Csv, "tensorboard": TensorBoard, "wandb": Wandb}
 
 
 def log_result(loggers: list[Logger], result: Result, step: int = 0) -> None:
@@ -127,13 +147,16 @@ def log_result(loggers: list[Logger], result: Result, step: int = 0) -> None:
 
 
 def log_pictures(loggers: list[Logger], pictures: dict[str, Path]) -> None:
-    """Gives W&B the picture files of a run, each by a name; for the CSV logger they lie in the run's folder already."""
-    from lightning.pytorch.loggers import WandbLogger
+    """Gives W&B and TensorBoard the picture files of a run, each by a name; they lie in the run's folder anyway."""
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+    from matplotlib.image import imread
 
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            for name, path in pictures.items():
+        for name, path in pictures.items():
+            if isinstance(logger, WandbLogger):
                 logger.log_image(name, [str(path)])
+            elif isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, imread(path), dataformats="HWC")
 
 
 def logged_in() -> bool:
@@ -156,28 +179,33 @@ def _logger_class() -> type[Any]:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import WandbLogger
 
-    class Forgiving(WandbLogger):
+    class TolerantWandbLogger(WandbLogger):
         """Fails with warnings, and has the checkpoints that are chosen by a metric as its artifacts."""
 
-        log_hyperparams = _only_warns()(WandbLogger.log_hyperparams)
-        log_metrics = _only_warns()(WandbLogger.log_metrics)
-        log_image = _only_warns()(WandbLogger.log_image)
-        finalize = _only_warns()(WandbLogger.finalize)
+        log_hyperparams = _errors_as_warnings()(WandbLogger.log_hyperparams)
+        log_metrics = _errors_as_warnings()(WandbLogger.log_metrics)
+        log_image = _errors_as_warnings()(WandbLogger.log_image)
+        finalize = _errors_as_warnings()(WandbLogger.finalize)
 
         def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
             if checkpoint_callback.monitor:
                 super().after_save_checkpoint(checkpoint_callback)
 
-    return Forgiving
+    return TolerantWandbLogger
 
 
 @contextmanager
-def _only_warns() -> Iterator[None]:
+def _errors_as_warnings() -> Iterator[None]:
     """What fails in it is a warning: neither W&B, nor its process, nor the network is worth a training."""
     try:
         yield
     except Exception as error:
         log.warning("W&B: %s", _line(error))
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
 
 
 def _line(error: Exception) -> str:

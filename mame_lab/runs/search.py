@@ -11,7 +11,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from mame_lab.errors import MameLabError
 from mame_lab.runs.search_space import Ranges, Schedules, Space
-from mame_lab.runs.sweep import Overrides, Sweep, report_of
+from mame_lab.runs.sweep import Overrides, Sweep, make_report
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -78,7 +78,7 @@ class Search(Sweep):
         lines = [str(override.input_line) for override in fixed]
         space = Ranges(ranges) if ranges else self._schedules(study, lines)
         self._search(study, space, lines)
-        report_of(self.folder)
+        make_report(self.folder)
         best = sorted(study.best_trials, key=lambda trial: trial.values)
         if not best:
             raise MameLabError(f"no run came to its end: see {self.folder}")

@@ -1,4 +1,4 @@
-"""What Optuna searches: ranges in Hydra's sweep syntax, or how many tokens leave in each block."""
+"""What Optuna searches: ranges in Hydra's sweep syntax, or how many tokens are removed in each block."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 Parameters = dict[str, Any]
 
-REMOVED = "removed"  # the share of the patch tokens that have left after the last block
+REMOVED = "removed"  # the share of the patch tokens that are removed after the last block
 MOST = 0.9
-WEIGHTS = 4  # a block has a weight of 0 (it does not merge) to 4; with equal weights the same share leaves in each
+WEIGHTS = 4  # a block has a weight of 0 (it does not merge) to 4; with equal weights the same share is removed in each
 
 
 class Space(ABC):
@@ -68,7 +68,7 @@ class Schedules(Space):
     def overrides(self, parameters: Parameters) -> list[str]:
         weights = [parameters[name] for name in self._names()]
         staying = [(1 - parameters[REMOVED]) ** (weight / (sum(weights) or 1)) for weight in weights]
-        shares = [round(min(1 - share, 0.5), 4) or 0 for share in staying]  # No more than half of the tokens can leave.
+        shares = [round(min(1 - share, 0.5), 4) or 0 for share in staying]  # No more than half can be removed.
         return [f"mame.r={shares}".replace(" ", ""), "mame.blocks=null", "mame.schedule=null"]
 
     def first(self) -> list[Parameters]:

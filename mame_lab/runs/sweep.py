@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mame_lab.errors import MameLabError
-from mame_lab.runs.cli import explain, give_reason
+from mame_lab.runs.cli import explain, write_reason
 
 PLUGINS = "hydra._internal.core_plugins.mame_lab"
 
@@ -65,7 +65,7 @@ class Sweep(Sweeper):
             for batch in BasicSweeper.split_arguments(parsed, self.max_batch_size):
                 results += self.launch(batch, len(results))
         finally:
-            report_of(self.folder)
+            make_report(self.folder)
         failed = sum(each.status.name != "COMPLETED" for each in results) + len(self.left_out)
         if failed:
             raise MameLabError(f"{failed} of {len(results) + len(self.left_out)} runs failed: see {self.folder}")
@@ -91,12 +91,12 @@ class Sweep(Sweeper):
             self.left_out.append(folder)
             (folder / ".hydra").mkdir(parents=True)
             OmegaConf.save(OmegaConf.create(overrides), folder / ".hydra" / "overrides.yaml")
-            give_reason(folder, explain(error))
+            write_reason(folder, explain(error))
             log.error("Left out: %s: %s", " ".join(overrides), explain(error))
             return False
 
 
-def report_of(folder: Path) -> None:
+def make_report(folder: Path) -> None:
     """Make the report of all runs in the folder of a sweep and say where it is, in the first of several processes."""
     if os.environ.get("RANK", "0") != "0":
         return

@@ -11,6 +11,7 @@ from typing import Any, Self
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -97,7 +98,7 @@ class Classification(LightningModule):
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
         self._evaluate("test", batch)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         trainer: Any = self.trainer
         steps, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
         optimizer, scheduler = self.optim.build(self.model, self.blocks, steps, epochs)
@@ -113,10 +114,10 @@ class Classification(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
         if self.distillation:
-            checkpoint["teacher"] = self.distillation.digest
+            checkpoint["teacher"] = self.distillation.teacher_hash
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.distillation and self.distillation.digest != checkpoint.get("teacher"):
+        if self.distillation and self.distillation.teacher_hash != checkpoint.get("teacher"):
             raise MameLabError(
                 "finetune.distill: the teacher has not the weights that it had when the run started: give the "
                 "model.weights of then, or start anew in another hydra.run.dir"

@@ -21,14 +21,14 @@ class Distillation:
     Args:
         teacher: gives logits_BK from the inputs of a batch; takes no gradient. Where it is a module, it follows the
             task to its device and precision, but no state dict holds it.
-        share: of the loss that is the teacher's, from 0 to 1; cross-entropy has the rest.
-        digest: names the weights of the teacher. Checkpoints carry it, so that no run goes on with another teacher.
+        weight: of the distillation term in the loss, from 0 to 1; cross-entropy has the rest.
+        teacher_hash: of its weights. Checkpoints carry it, so that no run goes on with another teacher.
         temperature: what all logits are divided by before they become probabilities.
     """
 
     teacher: Callable[[Any], Tensor]
-    share: float
-    digest: str
+    weight: float
+    teacher_hash: str
     temperature: float = 1.0
 
     def kl(self, inputs: Any, logits_BK: Tensor) -> Tensor:
@@ -39,5 +39,5 @@ class Distillation:
         return F.kl_div(student_BK, teacher_BK, reduction="batchmean", log_target=True)
 
     def loss(self, cross_entropy: Tensor, kl: Tensor) -> Tensor:
-        """Their mean by `share`. The square of the temperature keeps the size of the gradient through `kl`."""
-        return (1 - self.share) * cross_entropy + self.share * self.temperature**2 * kl
+        """Their mean by `weight`. The square of the temperature keeps the size of the gradient through `kl`."""
+        return (1 - self.weight) * cross_entropy + self.weight * self.temperature**2 * kl

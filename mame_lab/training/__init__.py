@@ -1,1 +1,1 @@
-"""The training of a run: what trains, from which batches, and how it goes on where it stopped."""
+"""The training of a run: what trains, from which batches, and how it resumes."""

@@ -10,7 +10,7 @@ from mame_lab.merging import Method, method_from
 from mame_lab.models.checkpoint import Checkpoint
 from mame_lab.models.settings import ModelSettings
 from mame_lab.tasks.optim import AdamW
-from mame_lab.training.freeze import Finetune
+from mame_lab.training.freeze import FinetuneSettings
 from mame_lab.training.trainer import TrainerSettings
 
 
@@ -28,7 +28,7 @@ class RunContext:
 
     model: ModelSettings
     method: Method
-    finetune: Finetune
+    finetune: FinetuneSettings
     optim: AdamW
     trainer: TrainerSettings
     compile: bool

@@ -22,7 +22,7 @@ from mame_lab.tasks.distillation import Distillation
 from mame_lab.training import freeze
 from mame_lab.training.context import RunContext
 from mame_lab.training.feature_cache.data import CachedData
-from mame_lab.training.freeze import Finetune
+from mame_lab.training.freeze import FinetuneSettings
 
 print = rank_zero_only(rich.print)
 
@@ -41,7 +41,7 @@ def fit(model: nn.Module, data: ImageData, trainer: Trainer, run: RunContext) ->
     """
     if len(data.classes) < 2:
         raise MameLabError(f"dataset={data.dataset.name} has one class alone, {data.classes[0]}: add a second")
-    print(freeze.table(freeze.freeze(model, run.finetune)))
+    print(freeze.freeze_table(freeze.freeze(model, run.finetune)))
     if run.compile:
         compilation.check_compiles(model, trainer.strategy.root_device)
         compilation.compile_models(model)
@@ -60,7 +60,7 @@ def fit(model: nn.Module, data: ImageData, trainer: Trainer, run: RunContext) ->
         model.load_state_dict(checkpoint.read(next(filter(None, saved))).state)
 
 
-def distillation(model: nn.Module, settings: Finetune) -> Distillation | None:
+def distillation(model: nn.Module, settings: FinetuneSettings) -> Distillation | None:
     """What the unmerged model teaches with the weights of now, None where nothing; to be called after `freeze`."""
     if not settings.distill:
         return None

@@ -20,7 +20,7 @@ UNUSED = "mask_token"
 
 
 @dataclass
-class Finetune:
+class FinetuneSettings:
     """What trains, and from what.
 
     Args:
@@ -29,9 +29,9 @@ class Finetune:
             it. A numbered child also answers to its index from the end: `blocks.-1` is the last block, and each of the
             last `n` to `blocks.-n`. None: all.
         n: how many of the last answer to `-n`, where a pattern counts so.
-        distill: the share of the loss, from 0 to 1, that is the distance (KL) from what the unmerged model gives with
-            the weights that the run starts from; cross-entropy with the labels has the rest.
-        temperature: of both in that distance; above 1 the less likely classes count more.
+        distill: weight of the distillation term, from 0 to 1: the KL divergence from the unmerged model of the start
+            of the run; cross-entropy with the labels has the rest.
+        temperature: of both in that divergence; above 1 the less likely classes count more.
         random_r: values of `mame.r`, numbers or fractions. Every training batch merges by one of them, drawn uniformly,
             in the blocks and by the schedule of `mame`; validation and the result take `mame` as it is. None: training
             does too.
@@ -60,21 +60,12 @@ class Finetune:
             "distill": (0 <= self.distill <= 1, "a value in [0, 1]"),
             "temperature": (self.temperature > 0, "a value above 0"),
             "views": (self.views >= 1, "1 or more"),
+            "random_r": (self.random_r != [], "values of mame.r, such as [0, 8], or to null"),
             "cache_dtype": (self.cache_dtype in DTYPES, f"one of {', '.join(DTYPES)}"),
         }
         for key, (holds, rule) in rules.items():
             if not holds:
                 raise MameLabError(f"finetune.{key}={getattr(self, key)}: set it to {rule}")
-        for key, default, needed in (
-            ("temperature", 1, "distill"),
-            ("views", 1, "cache"),
-            ("cache_dtype", DTYPES[0], "cache"),
-        ):
-            if getattr(self, key) != default and not getattr(self, needed):
-                raise MameLabError(
-                    f"finetune.{key}={getattr(self, key)} has no meaning without finetune.{needed}: set it, or leave "
-                    f"finetune.{key} out"
-                )
         counting = [pattern for pattern in self.train or () if "-n" in pattern]
         if counting and self.n is None:
             raise MameLabError(f"finetune.train={counting[0]} does not say how many -n are: set finetune.n")
@@ -95,7 +86,7 @@ class Finetune:
 
 
 @dataclass(frozen=True)
-class Trained:
+class MatchedModules:
     """What one pattern matched: the outermost modules, and how many parameters (scalars) they hold."""
 
     pattern: str
@@ -104,15 +95,15 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Summary:
+class FreezeSummary:
     """A row for each pattern, and how many parameters (scalars) train of how many there are."""
 
-    rows: list[Trained]
+    rows: list[MatchedModules]
     trained: int
     total: int
 
 
-def freeze(model: nn.Module, settings: Finetune) -> Summary:
+def freeze(model: nn.Module, settings: FinetuneSettings) -> FreezeSummary:
     """Lets what `settings` names train, and freezes the rest of `model`.
 
     What is frozen takes no gradient and stays in eval mode: no dropout, no drop path, no update of norm statistics.
@@ -137,12 +128,12 @@ def freeze(model: nn.Module, settings: Finetune) -> Summary:
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2] == UNUSED:
             parameter.requires_grad_(False)
-    rows = [Trained(pattern, list(modules), _count(modules.values())) for pattern, modules in matches.items()]
+    rows = [MatchedModules(pattern, list(modules), _count(modules.values())) for pattern, modules in matches.items()]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return Summary(rows, trained, _count([model]))
+    return FreezeSummary(rows, trained, _count([model]))
 
 
-def table(summary: Summary) -> Table:
+def freeze_table(summary: FreezeSummary) -> Table:
     """The summary as a table to print with rich."""
     from rich.markup import escape
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""Training at many budgets: each batch merges by one drawn at random, so that one checkpoint serves them all."""
+"""Training at many `r`: each batch merges by one drawn at random, so that one checkpoint serves them all."""
 
 from __future__ import annotations
 
@@ -15,27 +15,18 @@ from mame_lab.training.context import RunContext
 
 
 def callbacks(model: nn.Module, run: RunContext) -> list[Callback]:
-    """What `finetune.random_r` asks for: a `DrawBudgets`, or nothing.
+    """What `finetune.random_r` asks for: a `DrawR`, or nothing.
 
     Raises:
-        MameLabError: a budget is none, or has more tokens leave than the model has sources; or something else that is
-            asked for does not go together with changing budgets.
+        MameLabError: an `r` is not valid, or is larger than the sources of the model; or the model does not merge.
     """
     if run.finetune.random_r is None:
         return []
     said = f"finetune.random_r={run.finetune.random_r}"
-    refused = {
-        "compile=true": (run.compile, "each budget would be compiled anew"),
-        f"trainer.strategy={run.trainer.strategy}": (run.trainer.shards, "sharded blocks cannot change how they merge"),
-        "finetune.cache=true": (run.finetune.cache, "what is kept is merged by one budget"),
-        "mame.clamp=true": (run.method.clamp, "a truncated budget is another one"),
-        "mame=off (or mame.r=0)": (_is_off(model, run.method), "there is no method to train with"),
-    }
-    for other, (asked, reason) in refused.items():
-        if asked:
-            raise MameLabError(f"{said} and {other} exclude each other, for {reason}: leave one of the two")
-    if not run.finetune.random_r:
-        raise MameLabError(f"{said} holds none: give values of mame.r, such as [0, 8], or null")
+    if _is_off(model, run.method):
+        raise MameLabError(
+            f"{said} and mame=off (or mame.r=0) exclude each other, for there is no method to train with: leave one"
+        )
     trial, methods = shared_copy(model), []
     for budget in run.finetune.random_r:
         try:
@@ -43,10 +34,10 @@ def callbacks(model: nn.Module, run: RunContext) -> list[Callback]:
             apply(trial, methods[-1])
         except MameLabError as error:
             raise MameLabError(f"{said}: {error}") from error
-    return [DrawBudgets(methods, run.seed)]
+    return [DrawR(methods, run.seed)]
 
 
-class DrawBudgets(Callback):
+class DrawR(Callback):
     """Draws the method that a training batch merges by: a function of seed, epoch and batch, alike in all processes.
 
     In validation, and once it is trained, the model merges as it did before.

@@ -1,4 +1,4 @@
-"""A run that was killed goes on where it stopped, and ends as if it never had been.
+"""A run that was killed continues exactly: it ends with the weights that it would have had.
 
 What is random in a step follows seed, epoch, step and process (as the data do, see `data.samplers`), so a checkpoint
 need not hold any generator's state; and a checkpoint is written whole or not at all.
@@ -35,17 +35,19 @@ FREE = {
         "strategy",
         "num_nodes",
         "enable_progress_bar",
+        "detect_anomaly",
         "log_every_n_steps",
         "checkpoint_every_n_steps",
         "limit_test_batches",
     },
     "dataset": {"root", "num_workers", "clips", "crops"},
+    "callbacks": {"lr_monitor", "device_stats", "model_summary"},
 }
 FREE_GROUPS = ("logger", "speed", "resume")
 SOLVED = ("r", "tau", "flops", "speedup", "schedule", "solve", "blocks")  # of a method with a target
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it: at every moment there is a whole one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -76,7 +78,7 @@ class PerStepSeed(Callback):
         torch.manual_seed(seed_of(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
 
 
-class EverySteps(Callback):
+class CheckpointEveryNSteps(Callback):
     """Writes `last.ckpt` within an epoch too, after every `steps` updates of the weights."""
 
     def __init__(self, path: Path, steps: int) -> None:
@@ -89,8 +91,8 @@ class EverySteps(Callback):
             trainer.save_checkpoint(self.path)
 
 
-class Progress(Callback):
-    """Counts what is done so that a run goes on exactly where it was, as Lightning's own counts do not let it."""
+class ExactProgress(Callback):
+    """Counts what is done so that a run continues exactly, as Lightning's own counts do not let it."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning counts a batch twice that was begun, but not done, when the checkpoint was written."""
@@ -124,7 +126,7 @@ class Progress(Callback):
             )
 
 
-class BestSoFar(Callback):
+class CarryBestCheckpoint(Callback):
     """The best checkpoint so far comes along into another folder, where Lightning would forget it."""
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -152,7 +154,7 @@ class BestSoFar(Callback):
         }
 
 
-class AsAsked(_CheckpointConnector):
+class ExplicitResume(_CheckpointConnector):
     """Loads the checkpoint that is named; Lightning's own takes what SLURM's preemption left, in evaluations too."""
 
     @property
@@ -161,11 +163,11 @@ class AsAsked(_CheckpointConnector):
 
 
 def callbacks(seed: int) -> list[Callback]:
-    """What lets a run go on as if it had never stopped."""
-    return [PerStepSeed(seed), Progress(), BestSoFar()]
+    """What lets a run continue exactly."""
+    return [PerStepSeed(seed), ExactProgress(), CarryBestCheckpoint()]
 
 
-def find(run: Any, folder: Path, values: dict[str, Any]) -> Checkpoint | None:
+def find_checkpoint(run: Any, folder: Path, values: dict[str, Any]) -> Checkpoint | None:
     """The checkpoint that `run.resume` names; for "auto" the newest one of the folder, None if it has none yet.
 
     Args:

@@ -21,10 +21,13 @@ class Sharded(ModelParallelStrategy):
     """
 
     load_checkpoint = ParallelStrategy.load_checkpoint
-    lightning_restore_optimizer = ParallelStrategy.lightning_restore_optimizer
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        return True
 
     def setup_environment(self) -> None:
         """Connects the processes, also where no task is there yet."""

@@ -27,6 +27,11 @@ class TrainerSettings:
     """The arguments of Lightning's Trainer that a run sets; each means what it means there.
 
     Args:
+        max_epochs, accelerator, devices, num_nodes, precision, gradient_clip_val: as in Lightning's Trainer.
+        accumulate_grad_batches, val_check_interval, check_val_every_n_epoch: as in Lightning's Trainer.
+        limit_train_batches, limit_val_batches, limit_test_batches: as in Lightning's Trainer.
+        fast_dev_run, log_every_n_steps, deterministic, enable_progress_bar: as in Lightning's Trainer.
+        detect_anomaly: name the operation whose gradient is not finite; slow.
         strategy: one of `STRATEGIES`; `fsdp` is FSDP2, see `sharding`.
         checkpoint_every_n_steps: `last.ckpt` is also written after so many updates within an epoch.
     """
@@ -48,6 +53,7 @@ class TrainerSettings:
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int | None = None
     deterministic: Any = False
+    detect_anomaly: bool = False
     enable_progress_bar: bool = True
 
     def __post_init__(self) -> None:
@@ -67,6 +73,11 @@ class TrainerSettings:
         """Whether the weights are shared out among the processes: the trained model cannot then be run by itself."""
         return self.strategy.lower() == "fsdp"
 
+    @property
+    def float32_weights(self) -> bool:
+        """Whether weights and activations between blocks are float32, also where products are not."""
+        return self.precision in ("32", "32-true") or self.precision.endswith("-mixed")
+
     def unsharded(self) -> TrainerSettings:
         """The same with whole weights in every process."""
         return replace(self, strategy="ddp") if self.shards else self
@@ -80,7 +91,7 @@ class TrainerSettings:
         from lightning.fabric.utilities.exceptions import MisconfigurationException
         from lightning.pytorch import Trainer
 
-        from mame_lab.training.resume import AsAsked, EverySteps, WholeCheckpoints
+        from mame_lab.training.resume import AtomicCheckpointIO, CheckpointEveryNSteps, ExplicitResume
 
         _quieten()
         arguments = asdict(self)
@@ -90,21 +101,21 @@ class TrainerSettings:
             arguments["strategy"] = Sharded()
         steps = arguments.pop("checkpoint_every_n_steps")
         checkpoints = folder / "checkpoints"
-        within = [EverySteps(checkpoints / "last.ckpt", steps)] if steps else []
+        within = [CheckpointEveryNSteps(checkpoints / "last.ckpt", steps)] if steps else []
         bars = [_progress_bar()] if self.enable_progress_bar else []
         try:
             trainer = Trainer(
                 **arguments,
                 logger=loggers,
                 callbacks=[*callbacks, *_checkpoints(checkpoints), *within, *bars],
-                plugins=WholeCheckpoints(),
+                plugins=AtomicCheckpointIO(),
                 use_distributed_sampler=False,
                 enable_model_summary=False,
                 default_root_dir=folder,
             )
         except (ImportError, MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise self._in_one_line(error, self._named(error, "{}") or self._changed) from error
-        trainer._checkpoint_connector = AsAsked(trainer)
+        trainer._checkpoint_connector = ExplicitResume(trainer)
         return trainer
 
     @contextmanager

@@ -9,7 +9,7 @@ import mame_lab
 from mame_lab.models import family_of
 from mame_lab.models.split_forward import first_trained, join
 from mame_lab.training import freeze
-from mame_lab.training.freeze import Finetune
+from mame_lab.training.freeze import FinetuneSettings
 
 MERGING = {
     "off": None,
@@ -68,14 +68,14 @@ def test_the_first_stage_that_trains_is_found(pattern, merging):
     model, x = families.build("vit"), families.inputs("vit", batch=1)
     if MERGING[merging]:
         mame_lab.apply(model, **MERGING[merging])
-    freeze.freeze(model, Finetune("some", [pattern]))
+    freeze.freeze(model, FinetuneSettings("some", [pattern]))
     assert first_trained(family_of(model).splittable_copy(model), DEPTH, x) == STAGES[pattern]
 
 
 def test_gradients_reach_what_trains_through_the_stage():
     model, x = families.build("vit"), families.inputs("vit")
     mame_lab.apply(model, r=6)
-    freeze.freeze(model, Finetune("last", ["blocks.-1", "norm", "head"]))
+    freeze.freeze(model, FinetuneSettings("last", ["blocks.-1", "norm", "head"]))
     model(x).square().sum().backward()
     wanted = {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
     model.zero_grad()

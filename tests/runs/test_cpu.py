@@ -46,7 +46,7 @@ def output(program, **environment):
 @on_linux
 @pytest.mark.parametrize(
     ("given", "then"),
-    [({}, cpu.PATIENCE), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    [({}, cpu.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
 )
 def test_threads_that_wait_give_up_their_cores_unless_the_environment_says_otherwise(given, then):
     assert output(WAITING, **given) == [str(then), "False"]
@@ -69,13 +69,13 @@ def threads(monkeypatch):
 
 @pytest.mark.parametrize(("asked", "then"), [(1, 1), (3, 3), (None, 2)])
 def test_a_model_runs_on_the_threads_that_it_asks_for(threads, asked, then):
-    cpu.use(asked)
+    cpu.set_threads(asked)
     assert torch.get_num_threads() == then
 
 
 def test_the_environment_says_how_many_threads(threads, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    cpu.use(1)
+    cpu.set_threads(1)
     assert torch.get_num_threads() == 2
 
 
@@ -84,6 +84,6 @@ def test_small_models_alone_ask_for_one_thread(entry_point, threads, tmp_path, m
     assert compose_config(name, []).model.threads == 1
     assert compose_config(name, ["model=vit_s"]).model.threads is None
     asked = []
-    monkeypatch.setattr(cpu, "use", asked.append)
+    monkeypatch.setattr(cpu, "set_threads", asked.append)
     entry_point(name, tmp_path, *TINY)
     assert asked == [1]

@@ -24,7 +24,7 @@ from mame_lab.runs.search_space import Ranges, Schedules
 @pytest.fixture
 def search(tmp_path, monkeypatch):
     """Runs a search over `task`, as eval.py would be, in this process; returns its study's trials."""
-    monkeypatch.setattr("mame_lab.runs.search.report_of", lambda folder: (folder / "report.html").touch())
+    monkeypatch.setattr("mame_lab.runs.search.make_report", lambda folder: (folder / "report.html").touch())
 
     def run(task, *overrides):
         config.register()
@@ -32,7 +32,7 @@ def search(tmp_path, monkeypatch):
         said = ["hydra.mode=MULTIRUN", "hydra/sweeper=search", f"hydra.sweep.dir={tmp_path}", *overrides]
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             hydra = GlobalHydra.instance().hydra
-            hydra.multirun("eval", lambda cfg: cli.job(task, cfg), said, with_log_configuration=False)
+            hydra.multirun("eval", lambda cfg: cli.run_job(task, cfg), said, with_log_configuration=False)
         return trials(tmp_path)
 
     yield run

@@ -53,10 +53,10 @@ def test_the_reason_of_an_earlier_failure_goes(entry_point, tmp_path, monkeypatc
     HydraConfig.instance().set_config(cfg)
     (tmp_path / "error.txt").write_text("old")
     argv = list(sys.argv)
-    assert cli.job(lambda cfg: {"done": 1.0, "said": sys.argv[-1]}, cfg)["done"] == 1
+    assert cli.run_job(lambda cfg: {"done": 1.0, "said": sys.argv[-1]}, cfg)["done"] == 1
     assert not (tmp_path / "error.txt").exists()
     with pytest.raises(ZeroDivisionError):
-        cli.job(lambda cfg: 1 / 0, cfg)
+        cli.run_job(lambda cfg: 1 / 0, cfg)
     assert (tmp_path / "error.txt").read_text() == "ZeroDivisionError: division by zero\n"
     assert sys.argv == argv
 

@@ -19,7 +19,7 @@ from mame_lab.errors import MameLabError
 from mame_lab.tasks.classification import Classification
 from mame_lab.tasks.optim import AdamW
 from mame_lab.training.fit import distillation
-from mame_lab.training.freeze import Finetune, freeze, table
+from mame_lab.training.freeze import FinetuneSettings, freeze, freeze_table
 from mame_lab.training.trainer import TrainerSettings
 
 CONF = Path(__file__).parents[2] / "conf" / "finetune"
@@ -38,7 +38,7 @@ def vit(**options):
 
 def shipped(name):
     values = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
-    return Finetune(**values.get("finetune", values))
+    return FinetuneSettings(**values.get("finetune", values))
 
 
 def trains(model):
@@ -129,7 +129,7 @@ def test_patterns_match_whole_names_and_count_from_either_end(pattern, modules):
     blocks = nn.ModuleList(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) for _ in range(12))
     parts = {"blocks": blocks, "norm": nn.LayerNorm(2), "head": nn.Sequential(nn.Linear(2, 2))}
     model = nn.ModuleDict({**parts, "final": nn.ModuleDict({"norm": nn.LayerNorm(2), "norm_out": nn.LayerNorm(2)})})
-    (row,) = freeze(model, Finetune("mine", [pattern])).rows
+    (row,) = freeze(model, FinetuneSettings("mine", [pattern])).rows
     assert row.modules == modules
     assert trains(model) == below(model, *modules)[0]
 
@@ -137,7 +137,7 @@ def test_patterns_match_whole_names_and_count_from_either_end(pattern, modules):
 @pytest.mark.parametrize(("n", "blocks"), [(1, [2]), (2, [1, 2]), (3, [0, 1, 2])])
 def test_the_last_n_answer_to_it_and_no_others(n, blocks):
     model = vit()
-    norms, mlps = freeze(model, Finetune("mine", ["norm", "blocks.-n.mlp"], n)).rows
+    norms, mlps = freeze(model, FinetuneSettings("mine", ["norm", "blocks.-n.mlp"], n)).rows
     assert norms.modules == ["norm"]
     assert mlps.modules == [f"blocks.{block}.mlp" for block in blocks]
 
@@ -160,14 +160,14 @@ def test_an_n_that_has_no_meaning_is_named(settings, said):
     model = vit()
     before = trains(model)
     with pytest.raises(MameLabError) as caught:
-        freeze(model, Finetune("mine", **settings))
+        freeze(model, FinetuneSettings("mine", **settings))
     assert str(caught.value).startswith(said)
     assert trains(model) == before
 
 
 def test_no_pattern_at_all_is_an_error():
     with pytest.raises(MameLabError, match=r"^finetune.train=\[\] "):
-        freeze(vit(), Finetune("mine", []))
+        freeze(vit(), FinetuneSettings("mine", []))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_pattern_that_trains_nothing_is_an_error_and_changes_nothing(pattern, 
     model = vit(class_token=False, global_pool="avg")
     before = trains(model), in_train_mode(model)
     with pytest.raises(MameLabError) as caught:
-        freeze(model, Finetune("mine", ["head", pattern]))
+        freeze(model, FinetuneSettings("mine", ["head", pattern]))
     assert str(caught.value).startswith(f"finetune.train={pattern} ")
     assert said in str(caught.value)
     assert (trains(model), in_train_mode(model)) == before
@@ -192,7 +192,7 @@ def test_a_pattern_that_trains_nothing_is_an_error_and_changes_nothing(pattern, 
 def test_the_table_shows_patterns_as_they_are_and_counts_a_parameter_once():
     model = nn.ModuleDict({name: nn.Linear(3, 3, bias=False) for name in "abcd"})
     out = io.StringIO()
-    Console(width=80, file=out).print(table(freeze(model, Finetune("mine", ["a", "[ab]"]))))
+    Console(width=80, file=out).print(freeze_table(freeze(model, FinetuneSettings("mine", ["a", "[ab]"]))))
     assert [line.split() for line in out.getvalue().splitlines() if "│" in line] == [
         ["│", "a", "│", "a", "│", "9", "│"],
         ["│", "[ab]", "│", "a,", "b", "│", "18", "│"],
@@ -206,7 +206,7 @@ def test_the_teacher_is_the_unmerged_model_of_the_start_and_copies_only_what_tra
     expected = logits(model, x)
     mame_lab.apply(model, Ward(r=5))
     freeze(model, shipped("last_n"))
-    teacher = distillation(model, Finetune("mine", distill=0.5)).teacher
+    teacher = distillation(model, FinetuneSettings("mine", distill=0.5)).teacher
     shared = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     copied = {name for name, tensor in teacher.named_parameters() if id(tensor) not in shared}
     assert copied == trains(model)
@@ -220,7 +220,7 @@ def test_the_teacher_is_the_unmerged_model_of_the_start_and_copies_only_what_tra
 
 
 def test_no_teacher_is_none():
-    assert distillation(vit(), Finetune("mine")) is None
+    assert distillation(vit(), FinetuneSettings("mine")) is None
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_no_teacher_is_none():
 )
 def test_a_teaching_that_has_no_meaning_is_named(settings, said):
     with pytest.raises(MameLabError, match=rf"^{said}"):
-        Finetune("mine", **settings)
+        FinetuneSettings("mine", **settings)
 
 
 class Modes(Callback):
@@ -252,7 +252,7 @@ def test_a_fit_leaves_the_frozen_part_alone(tmp_path):
         nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)),
         nn.Sequential(nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)),
     )
-    freeze(model, Finetune("mine", ["-1"]))
+    freeze(model, FinetuneSettings("mine", ["-1"]))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = Modes()
     data = DataLoader(TensorDataset(torch.randn(16, 4), torch.randint(3, (16,))), 8)

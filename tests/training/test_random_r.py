@@ -13,8 +13,8 @@ from mame_lab import MameLabError
 from mame_lab.measure.result import Result
 from mame_lab.merging import MaMe, ToMe, Ward
 from mame_lab.tasks.classification import Classification
-from mame_lab.training.freeze import Finetune
-from mame_lab.training.random_r import DrawBudgets, callbacks
+from mame_lab.training.freeze import FinetuneSettings
+from mame_lab.training.random_r import DrawR, callbacks
 from mame_lab.training.resume import PerStepSeed
 from mame_lab.training.trainer import TrainerSettings
 
@@ -99,7 +99,7 @@ def draws(callback, model, epochs=10, batches=60, rank=0):
 def test_draws_are_uniform_and_alike_in_all_processes():
     model = mame_lab.apply(build("vit"), r=1)
     task = SimpleNamespace(model=model)
-    callbacks = [DrawBudgets([Ward(r=r) for r in (0, 2, 4)], seed) for seed in (0, 0, 1)]
+    callbacks = [DrawR([Ward(r=r) for r in (0, 2, 4)], seed) for seed in (0, 0, 1)]
     for callback in callbacks:
         callback.on_fit_start(None, task)
     first, second, other = (
@@ -150,18 +150,22 @@ def test_a_budget_that_the_model_has_not_is_said_before_training(entry_point, tm
         ([4], {"method": ToMe()}, "mame=tome needs a budget"),
         ([4], {"method": Ward(r=4, clamp=True)}, "and mame.clamp=true exclude each other"),
         ([4], {"method": Ward(flops=0.7, schedule="geometric")}, r"=\[4\]: mame.schedule=geometric"),
-        ([4], {"finetune": Finetune("head", random_r=[4], cache=True)}, "and finetune.cache=true exclude each other"),
+        (
+            [4],
+            {"finetune": FinetuneSettings("head", random_r=[4], cache=True)},
+            "and finetune.cache=true exclude each other",
+        ),
         ([4], {"compile": True}, "and compile=true exclude each other"),
         ([4], {"trainer": TrainerSettings(strategy="fsdp")}, "and trainer.strategy=fsdp exclude each other"),
     ],
 )
 def test_what_is_wrong_is_said(budgets, others, line):
     settings = {"method": Ward(r=8), "compile": False, "trainer": TrainerSettings(), "seed": 0}
-    settings |= {"finetune": Finetune("full", random_r=budgets)} | others
+    settings |= {"finetune": FinetuneSettings("full", random_r=budgets)} | others
     with pytest.raises(MameLabError, match=line) as raised:
         callbacks(build("vit"), SimpleNamespace(**settings))
     assert "\n" not in str(raised.value)
 
 
 def test_without_budgets_there_is_no_callback():
-    assert callbacks(None, SimpleNamespace(finetune=Finetune("full"))) == []
+    assert callbacks(None, SimpleNamespace(finetune=FinetuneSettings("full"))) == []

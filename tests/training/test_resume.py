@@ -333,7 +333,7 @@ def test_a_run_from_before_a_key_was_there_goes_on(entry_point, tmp_path, capsys
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
-    io = resume.WholeCheckpoints()
+    io = resume.AtomicCheckpointIO()
     path = tmp_path / "last.ckpt"
     io.save_checkpoint({"step": 1}, path)
 
@@ -352,7 +352,7 @@ def test_a_disk_that_is_really_full(tmp_path):
         pytest.skip("needs /dev/full")
     (tmp_path / "last.ckpt.part").symlink_to("/dev/full")
     with pytest.raises(MameLabError, match=r"last.ckpt cannot be written \(.*\): make room"):
-        resume.WholeCheckpoints().save_checkpoint({"weights": torch.zeros(10)}, tmp_path / "last.ckpt")
+        resume.AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(10)}, tmp_path / "last.ckpt")
     assert not list(tmp_path.iterdir())
 
 
@@ -361,7 +361,7 @@ def test_the_newest_checkpoint_is_taken_also_one_of_a_preemption(tmp_path):
     for name, step in (("checkpoints/last.ckpt", 5), ("hpc_ckpt_1.ckpt", 9), ("hpc_ckpt_2.ckpt", 7)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         torch.save({"config": config, "state_dict": {}, "global_step": step}, tmp_path / name)
-    found = resume.find(SimpleNamespace(resume="auto"), tmp_path, config)
+    found = resume.find_checkpoint(SimpleNamespace(resume="auto"), tmp_path, config)
     assert (found.path.name, found.step) == ("hpc_ckpt_1.ckpt", 9)
 
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from mame_lab.data.datamodule import AugmentedImages, ImageData, LateLoader
 from mame_lab.data.samplers import EvaluationBatches, TrainingBatches, seed_of
 from mame_lab.errors import MameLabError
-from mame_lab.models import depends_on_batch, family_of
+from mame_lab.models import family_of
 from mame_lab.models.split_forward import BlockInput, Sample, first_trained, join
 from mame_lab.training.context import RunContext
 from mame_lab.training.feature_cache import fingerprint
@@ -89,12 +89,11 @@ class CachedData(ImageData):
         staged: what takes the batches and gives logits; it shares its parameters with the model.
 
     Raises:
-        MameLabError: something before all blocks trains, or the settings do not go together.
+        MameLabError: something before all blocks trains.
     """
 
     def __init__(self, data: ImageData, model: nn.Module, run: RunContext, teacher: nn.Module | None = None) -> None:
         super().__init__(data.dataset, data.preprocessing, data.seed)
-        _check(model, run, data.dataset.augment)
         self.splits = data.splits
         self.run, self.teacher = run, teacher
         self.split_model = family_of(model).splittable_copy(model)
@@ -210,26 +209,3 @@ def _join(batch: list[tuple[Sample, int, Tensor | None]], stage: int) -> tuple[B
     samples, labels, logits_K = zip(*batch, strict=True)
     logits_BK = None if logits_K[0] is None else torch.stack(logits_K)
     return join(stage, list(samples))._replace(logits_BK=logits_BK), torch.tensor(labels)
-
-
-def _check(model: nn.Module, run: RunContext, augment: str) -> None:
-    if depends_on_batch(model):
-        raise MameLabError(
-            "finetune.cache=true and mame.batching=union exclude each other, for with union the tokens of a sample "
-            "depend on its batch: set mame.batching=per_sample"
-        )
-    if run.method.random:
-        raise MameLabError(
-            f"finetune.cache=true and mame={run.method.method} exclude each other, for it draws anew in every pass: "
-            f"set finetune.cache=false"
-        )
-    if run.finetune.views > 1 and augment == "none":
-        raise MameLabError(
-            f"finetune.views={run.finetune.views} and dataset.augment=none exclude each other, for all views would be "
-            f"the same: set finetune.views=1 or choose an augmentation"
-        )
-    if run.trainer.precision not in ("32", "32-true") and not run.trainer.precision.endswith("-mixed"):
-        raise MameLabError(
-            f"finetune.cache=true and trainer.precision={run.trainer.precision} exclude each other: take 32-true or a "
-            f"mixed precision"
-        )
