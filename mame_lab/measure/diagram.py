@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -154,24 +154,24 @@ def _draw_tokens(axis: Axes, step: Step, theme: Theme) -> None:
     for x, picture, place, size in zip(_columns(len(kept)), step.after, kept, step.size_K, strict=True):
         _token(axis, picture, x, y, TOKEN, colours[place])
         if size > 1:
-            style = {"color": theme.paper, "size": 8.5, "weight": "bold", "ha": "center", "va": "center", "zorder": 5}
             box = {"boxstyle": "round,pad=0.25", "facecolor": theme.source, "linewidth": 0}
-            axis.text(x + 0.22, y - 0.2, str(size), bbox=box, **style)
+            number = axis.text(x + 0.22, y - 0.2, str(size), size=8.5, weight="bold", color=theme.paper, bbox=box)
+            number.set(ha="center", va="center", zorder=5)
 
 
 def _write(axis: Axes, step: Step, theme: Theme) -> None:
     left, right, top = ROWS_LEFT + 0.06, ROWS_LEFT + TOKENS * PITCH - 0.06, HEIGHT - 0.2
-    kept = len(step.size_K)
-    style: dict[str, Any] = {"color": theme.ink, "size": 9.5, "va": "center"}
-    axis.text(LEFT, top, "a photograph in patches", **style)
-    axis.text(LEFT, 2.64, "2  cosine similarity", **style)
-    axis.text(left, top, f"1  {TOKENS} tokens", **style)
-    axis.text(left, ROWS[1], f"3  merged to\n    {kept} tokens", **style)
-    axis.text(left, 0.35, f"4  MaRe restores {TOKENS} tokens", **style)
-    style["ha"] = "right"
-    axis.text(right, ROWS[1], f"sizes\n{' '.join(map(str, step.size_K))}", **style)
-    axis.text(right - 0.72, top, "targets", **style | {"color": theme.target})
-    axis.text(right, top, "sources", **style | {"color": theme.source})
+    for x, y, align, colour, said in (
+        (LEFT, top, "left", theme.ink, "a photograph in patches"),
+        (LEFT, 2.64, "left", theme.ink, "2  cosine similarity"),
+        (left, top, "left", theme.ink, f"1  {TOKENS} tokens"),
+        (right - 0.72, top, "right", theme.target, "targets"),
+        (right, top, "right", theme.source, "sources"),
+        (left, ROWS[1], "left", theme.ink, f"3  merged to\n    {len(step.size_K)} tokens"),
+        (right, ROWS[1], "right", theme.ink, f"sizes\n{' '.join(map(str, step.size_K))}"),
+        (left, 0.35, "left", theme.ink, f"4  MaRe restores {TOKENS} tokens"),
+    ):
+        axis.text(x, y, said, color=colour, size=9.5, ha=align, va="center")
 
 
 def _token(axis: Axes, picture: Tensor, x: float, y: float, side: float, colour: str) -> None:
