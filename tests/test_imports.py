@@ -57,10 +57,18 @@ def modules(path: Path) -> set[str]:
     return {str(names[name]) for name in found if name in names}
 
 
-@pytest.mark.parametrize("folder", ["merging", "models"])
-def test_no_file_imports_what_imports_it(folder):
-    files = sorted((PACKAGE / folder).rglob("*.py"))
-    TopologicalSorter({str(path): modules(path) for path in files}).prepare()
+def test_no_file_imports_what_imports_it():
+    TopologicalSorter({str(path): modules(path) for path in FILES}).prepare()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_files_and_functions_are_short_and_whole(path):
+    code = path.read_text()
+    functions = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)]
+    lengths = {function.name: function.end_lineno - function.lineno + 1 for function in functions}
+    assert len(code.splitlines()) <= 350
+    assert {name: lines for name, lines in lengths.items() if lines > 50} == {}
+    assert "NotImplementedError" not in code
 
 
 def test_wandb_is_imported_in_one_file():
