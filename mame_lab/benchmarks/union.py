@@ -14,12 +14,11 @@ import torch
 from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
 from rich import box, print
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
 from mame_lab.data.datamodule import ImageData
+from mame_lab.data.progress import track
 from mame_lab.measure.cost import gflops
 from mame_lab.measure.precision import converted, prepared
 from mame_lab.models import family_of, unmerged_copy
@@ -64,8 +63,7 @@ def rows(model: nn.Module, images: Tensor) -> list[Row]:
     alone_MK, found = None, []
     for size in sizes:
         outputs, tokens, costs = [], [], []
-        bar = {"description": f"batches of {size}", "transient": True, "disable": not Console().is_terminal}
-        for batch in track(images.split(size), **bar):
+        for batch in track(images.split(size), f"batches of {size}"):
             outputs.append(model(batch).float())
             tokens.append(trace(model, batch)[-1].float())
             costs.append(gflops(model, batch) / unmerged_gflops)

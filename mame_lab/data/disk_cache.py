@@ -4,13 +4,13 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from mame_lab.data.files import whole_file
 
 FOLDER = "MAME_LAB_CACHE"  # in the environment
 
@@ -20,12 +20,12 @@ def folder() -> Path:
     return Path(os.environ.get(FOLDER) or "~/.cache/mame_lab").expanduser()
 
 
-def key(traits: str, tensors: Mapping[str, Tensor]) -> str:
+def hash_tensors(tensors: Mapping[str, Tensor], traits: str = "") -> str:
     """64 hex digits: sha256 over the traits, and over name, dtype, shape and bytes of all tensors."""
     digest = hashlib.sha256(traits.encode())
     for name, x in sorted(tensors.items()):
-        digest.update(f" {name} {x.dtype} {tuple(x.shape)} ".encode())
-        digest.update(_bytes(x))
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)} ".encode())
+        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -49,7 +49,7 @@ def read(path: Path) -> dict[str, Tensor] | None:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-            return tensors if file.metadata()["sha256"] == key("", tensors) else None
+            return tensors if file.metadata()["sha256"] == hash_tensors(tensors) else None
     except (OSError, SafetensorError, KeyError, TypeError):
         return None
 
@@ -60,21 +60,8 @@ def write(tensors: dict[str, Tensor], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    part = part_of(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, part, {"sha256": key("", tensors)})
-        part.replace(path)
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def part_of(path: Path) -> Path:
-    """Where a file is written before it is whole; a name of its own, for others may be writing the same file."""
-    return path.with_suffix(f".{uuid4().hex}.part")
-
-
-def _bytes(x: Tensor) -> Any:
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    with whole_file(path, shared=True) as part:
+        try:
+            save_file(tensors, part, {"sha256": hash_tensors(tensors)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error

@@ -10,6 +10,7 @@ from itertools import product
 from pathlib import Path
 
 from mame_lab.data.paths import given_path
+from mame_lab.data.progress import track
 from mame_lab.data.sample_photos import KINDS, Box, read_photo
 from mame_lab.errors import MameLabError
 
@@ -35,8 +36,6 @@ def make(folder: Path, crops: int = 40, side: int = 64, seed: int = 0) -> None:
         raise MameLabError(f"--crops={crops} --side={side}: give 2 crops or more, of 1 pixel or more")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MameLabError(f"{folder} exists and is no empty folder: name a new one")
-    from rich.progress import track
-
     photos = {name: read_photo(package, name) for package, name in KINDS["all"]}
     cells = {name: deal(name, photo.size, side, random.Random(f"{seed} {name}")) for name, photo in photos.items()}
     for name, photo in track(photos.items(), "cutting photos"):

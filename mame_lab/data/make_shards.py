@@ -10,6 +10,7 @@ from pathlib import Path
 from mame_lab.data.folders import ImageFiles
 from mame_lab.data.imagefolder import ImageFolder
 from mame_lab.data.paths import given_path
+from mame_lab.data.progress import track
 from mame_lab.errors import MameLabError
 
 SHARD_BYTES = 256e6
@@ -33,7 +34,6 @@ def make(folder: Path, out: Path) -> None:
 
 
 def _write(images: ImageFiles, folder: Path) -> None:
-    from rich.progress import track
     from webdataset import ShardWriter
 
     folder.mkdir(parents=True)

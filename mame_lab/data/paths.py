@@ -1,5 +1,6 @@
 """Paths that a user gives: an empty one, which an unset variable of the shell leaves, is not the current folder."""
 
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from mame_lab.errors import MameLabError
@@ -20,8 +21,8 @@ def given_path(argument: str) -> Path:
     """The type of a path on a command line, for argparse.
 
     Raises:
-        ValueError: it is empty.
+        ArgumentTypeError: it is empty.
     """
     if not argument.strip():
-        raise ValueError
+        raise ArgumentTypeError(f"'{argument}' is empty: give a folder")
     return Path(argument)

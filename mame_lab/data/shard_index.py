@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import codecs
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
 
+from mame_lab.data.files import whole_file
 from mame_lab.data.images import extensions
+from mame_lab.data.progress import track
 from mame_lab.errors import MameLabError
 
 INDEX = "index.npz"
@@ -47,22 +49,13 @@ def _read(path: Path, stamps: np.ndarray) -> np.ndarray | None:
 
 
 def _write(path: Path, stamps: np.ndarray, places_N4: np.ndarray) -> None:
-    partial = path.with_suffix(f".{uuid4().hex}")  # Other processes may be writing the same.
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, stamps=stamps, places=places_N4)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    with suppress(OSError), whole_file(path, shared=True) as part, part.open("wb") as file:
+        np.savez(file, stamps=stamps, places=places_N4)
 
 
 def _all_places(shards: list[Path]) -> np.ndarray:
-    from rich.console import Console
-    from rich.progress import track
-
-    console, told = Console(), f"indexing {shards[0].parent}"
-    bar = track(shards, told, console=console, transient=True, disable=not console.is_terminal)
-    places = [(number, *place) for number, shard in enumerate(bar) for place in _places(shard)]
+    shown = enumerate(track(shards, f"indexing {shards[0].parent}"))
+    places = [(number, *place) for number, shard in shown for place in _places(shard)]
     return np.array(places, dtype=np.int64).reshape(-1, 4)
 
 

@@ -12,8 +12,9 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
+from mame_lab.data.files import whole_file
+from mame_lab.data.progress import track
 from mame_lab.errors import MameLabError
 
 if TYPE_CHECKING:
@@ -165,20 +166,15 @@ def find_faults(paths: Sequence[str], found: Path) -> dict[str, str]:
 
     Every video is decoded once; what came out is kept in a file, `found`, as long as the videos do not change.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     from mame_lab.data.datamodule import usable_cpus
 
     known = _read(found)
     stamps = {path: _stamp(path) for path in paths}
     unknown = [path for path, stamp in stamps.items() if known.get(path, [None])[0] != stamp]
-    console = Console()
     pool = ThreadPoolExecutor(usable_cpus())
     try:
         faults = zip(unknown, pool.map(_fault, unknown), strict=True)
-        bar = {"total": len(unknown), "console": console, "transient": True, "disable": not console.is_terminal}
-        for path, fault in track(faults, f"checking the videos of {found.parent}", **bar):
+        for path, fault in track(faults, f"checking the videos of {found.parent}", len(unknown)):
             known[path] = [stamps[path], fault]
     finally:
         pool.shutdown(cancel_futures=True)
@@ -216,9 +212,5 @@ def _read(path: Path) -> dict[str, list[Any]]:
 
 
 def _write(path: Path, known: dict[str, list[Any]]) -> None:
-    partial = path.with_suffix(f".{uuid4().hex}")  # Other processes may be writing the same.
-    try:
-        partial.write_text(json.dumps(known), encoding="utf-8")
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
+    with suppress(OSError), whole_file(path, shared=True) as part:
+        part.write_text(json.dumps(known), encoding="utf-8")

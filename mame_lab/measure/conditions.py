@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
 import subprocess
 from contextlib import suppress
@@ -106,11 +105,7 @@ def _commit() -> str | None:
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """12 hex digits that name the weights: sha256 over name, dtype, shape, bytes of all tensors in the state dict."""
-    import torch
+    """12 hex digits that name the weights; checkpoints and results hold them, so they must stay the same."""
+    from mame_lab.data.disk_cache import hash_tensors
 
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:12]
+    return hash_tensors(module.state_dict())[:12]

@@ -10,11 +10,10 @@ from textwrap import fill
 
 import torch
 from lightning.pytorch import Trainer
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from mame_lab.data.datamodule import ImageData
+from mame_lab.data.progress import track
 from mame_lab.errors import MameLabError
 from mame_lab.measure.figures import merging_figure, owners, tokens_figure, unnormalise
 from mame_lab.measure.precision import converted, prepared
@@ -47,12 +46,11 @@ def draw(model: nn.Module, data: ImageData, trainer: Trainer, count: int, title:
     family, model = family_of(model), prepared(model, trainer).eval()
     shown, traced = (data.sample(min(most, len(data.splits.test)))[0] for most in (count, TRACED))
     shown_by_batch, traced_by_batch = (images.split(data.dataset.batch_size) for images in (shown, traced))
-    bar = {"description": "counting tokens", "transient": True, "disable": not Console().is_terminal}
     with torch.inference_mode(), trainer.precision_plugin.forward_context():
         plans = [family.plans(model, converted(batch, trainer)) for batch in shown_by_batch]
         counts = [
             torch.stack([tokens_B.cpu() for tokens_B in family.trace(model, converted(batch, trainer))])
-            for batch in track(traced_by_batch, **bar)
+            for batch in track(traced_by_batch, "counting tokens")
         ]
     owners_by_block = [torch.cat(batches) for batches in zip(*map(owners, plans), strict=True)]
     unmerged = int(family.trace(unmerged_copy(model), shown[:1])[0])

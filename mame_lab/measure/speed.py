@@ -13,9 +13,9 @@ from time import perf_counter
 from typing import TypeVar
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
+
+from mame_lab.data.progress import progress_bar
 
 Arm = TypeVar("Arm")
 
@@ -53,11 +53,9 @@ def time_interleaved(
     Each call is synchronised with the device; the `warmup` calls are not counted. The caller sets no_grad.
     """
     device = torch.device(device)
-    console = Console()
-    # Refreshed by hand, between the calls: a refreshing thread would take time from what is measured.
-    progress = Progress(console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
     order, taken = list(arms), {name: [] for name in arms}
-    with progress:
+    # Refreshed by hand, between the calls: a refreshing thread would take time from what is measured.
+    with progress_bar(auto_refresh=False) as progress:
         task = progress.add_task(f"timing {len(arms)} arms in turns", total=1.0)
         progress.refresh()
         for _ in range(warmup):

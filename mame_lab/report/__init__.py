@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from mame_lab.data.files import whole_file
 from mame_lab.errors import MameLabError
 
 
@@ -26,14 +27,13 @@ def make(folders: Iterable[Path], out: Path) -> Path:
     found = runs.read_all(folders)
     drawn = charts.draw(found)
     try:
-        out.mkdir(parents=True, exist_ok=True)
         _write(out / "report.png", charts.png(drawn, page.TITLE, [page.count(found), page.measured(found)]))
-        return _write(out / "report.html", page.html(found, drawn).encode())
+        _write(out / "report.html", page.html(found, drawn).encode())
     except OSError as error:
         raise MameLabError(f"--out={out} cannot be written to ({error.strerror}): choose another folder") from error
+    return out / "report.html"
 
 
-def _write(path: Path, content: bytes) -> Path:
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    return part.replace(path)
+def _write(path: Path, content: bytes) -> None:
+    with whole_file(path) as part:
+        part.write_bytes(content)

@@ -10,6 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mame_lab.data.files import whole_file
+
 Row = dict[str, Any]
 
 
@@ -65,10 +67,7 @@ class MetricsFile(Logger):
 
     def _write(self, rows: list[Row]) -> None:
         self.columns = list(dict.fromkeys([*self.columns, *(key for row in rows for key in row)]))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(f"{self.path.name}.part")
-        with part.open("w", newline="") as file:
+        with whole_file(self.path) as part, part.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
-        part.replace(self.path)

@@ -52,11 +52,9 @@ def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     if not method.has_target:
         return method
     family_of(model)
-    from rich.console import Console
-    from rich.progress import Progress
+    from mame_lab.data.progress import progress_bar
 
-    console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar() as progress:
         search = _Search(unmerged_copy(model).eval(), method, images, progress)
         if method.flops is not None:
             return search.by_cost(method.flops, f"mame.flops={method.flops}")

@@ -10,8 +10,9 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
+
+from mame_lab.data.progress import track
 
 WARMUP_STEPS = 2
 
@@ -47,7 +48,7 @@ def generate(
     order = list(unets)
     for arm in order:
         _image(pipe, unets[arm], *requests[0], options | {"num_inference_steps": WARMUP_STEPS})
-    for prompt, seed in track(requests, description=f"generating by {len(order)} arms"):
+    for prompt, seed in track(requests, f"generating by {len(order)} arms"):
         images, seconds = {}, {}
         for arm in order:
             start = perf_counter()

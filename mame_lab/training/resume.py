@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 
+from mame_lab.data.files import whole_file
 from mame_lab.data.samplers import seed_of
 from mame_lab.errors import MameLabError
 from mame_lab.models import tensor_file
@@ -52,16 +53,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
-        part = path.with_name(f"{path.name}.part")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with whole_file(path) as part, part.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            part.replace(path)
         except (OSError, RuntimeError) as error:
-            part.unlink(missing_ok=True)
             raise MameLabError(
                 f"checkpoint {path} cannot be written ({str(error).splitlines()[0]}): make room or give another "
                 f"hydra.run.dir; what was saved before is whole, and resume=auto goes on from it"
@@ -143,8 +140,8 @@ class CarryBestCheckpoint(Callback):
         if elsewhere:
             _check_best(found, state["best_model_score"], checkpoint["global_step"])
         if trainer.is_global_zero and elsewhere:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found, path.with_name(f"{path.name}.part")).replace(path)
+            with whole_file(path) as part:
+                shutil.copyfile(found, part)
         trainer.strategy.barrier()
         state |= {
             "dirpath": best.dirpath,

@@ -291,6 +291,5 @@ A, B = torch.arange(6.0).reshape(2, 3), torch.tensor(3)
 )
 def test_weights_hash_names_names_shapes_types_and_values(other, same):
     mine = weights_hash(Weights(a=A, b=B))
-    assert len(mine) == 12
-    assert int(mine, 16) >= 0
+    assert mine == "f2581034ed57"  # as checkpoints hold it
     assert (weights_hash(other) == mine) is same

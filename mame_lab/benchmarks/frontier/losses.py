@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
 from mame_lab.benchmarks.frontier.linear_head import LinearHead
+from mame_lab.data.progress import track
 from mame_lab.measure.cost import gflops
 from mame_lab.measure.fidelity import Fidelity, wide
 from mame_lab.measure.paired import PairedHits
@@ -99,9 +98,8 @@ class Losses:
 
     def _passes(self, model: nn.Module, images: Tensor, description: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Pooled features and patch tokens, batch by batch."""
-        bar = {"description": description, "transient": True, "disable": not Console().is_terminal}
         like = next(model.parameters())
-        for batch in track(images.split(self.batch_size), **bar):
+        for batch in track(images.split(self.batch_size), description):
             with torch.inference_mode():
                 yield family_of(model).feature_and_patches(model, batch.to(like))
 

@@ -10,12 +10,11 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.progress import track
 from timm.data.imagenet_info import ImageNetInfo
 from torch import Tensor
 
 from mame_lab.data import disk_cache
+from mame_lab.data.progress import track
 from mame_lab.errors import MameLabError
 
 BATCH = 256  # prompts that are encoded at a time
@@ -49,15 +48,16 @@ class TextTower:
         """One unit vector a class (K, C), the mean over the templates; WordNet ids have ImageNet's names."""
         names = [WORDNET.get(name, name.replace("_", " ")) for name in classes]
         tokens_PL = self.tokenizer([template.replace("{}", name) for name in names for template in self.templates])
-        key = disk_cache.key(f"{self.traits} {len(names)} classes", self.clip.state_dict() | {"tokens": tokens_PL})
+        tensors = self.clip.state_dict() | {"tokens": tokens_PL}
+        key = disk_cache.hash_tensors(tensors, f"{self.traits} {len(names)} classes ")
         return disk_cache.cached(key, lambda: self._encode(tokens_PL, len(names)))
 
     @torch.no_grad()
     def _encode(self, tokens_PL: Tensor, classes: int) -> Tensor:
         device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         clip = self.clip.to(device).eval()
-        bar = {"description": "reading class names", "transient": True, "disable": not Console().is_terminal}
-        batches = [clip.encode_text(x.to(device), normalize=True).cpu() for x in track(tokens_PL.split(BATCH), **bar)]
+        prompts = track(tokens_PL.split(BATCH), "reading class names")
+        batches = [clip.encode_text(x_BL.to(device), normalize=True).cpu() for x_BL in prompts]
         return F.normalize(torch.cat(batches).unflatten(0, (classes, -1)).mean(1), dim=-1)
 
 

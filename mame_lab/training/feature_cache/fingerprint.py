@@ -50,7 +50,7 @@ def plain(parts: dict[str, Any]) -> dict[str, Any]:
 def weights(model: nn.Module) -> str:
     """Hash of the parameters and buffers that are frozen."""
     learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    return disk_cache.key("", {name: x for name, x in model.state_dict().items() if name not in learns})
+    return disk_cache.hash_tensors({name: x for name, x in model.state_dict().items() if name not in learns})
 
 
 def images(labelled: Any) -> str:

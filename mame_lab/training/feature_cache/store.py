@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mame_lab.data import disk_cache
+from mame_lab.data.files import whole_file
 from mame_lab.errors import MameLabError
 from mame_lab.models.split_forward import Sample
 
@@ -139,11 +140,9 @@ class Store:
 
 def create(store: Store, parts: dict[str, Any]) -> None:
     """Make the folder of a store, with about.json that says what it is of."""
-    store.folder.mkdir(parents=True, exist_ok=True)
     numbers = {name: getattr(store, name) for name in ("samples", "per_file", "sample_bytes")}
-    part = disk_cache.part_of(store.folder / ABOUT)
-    part.write_text(json.dumps(numbers | {"parts": parts}, indent=1))
-    part.replace(store.folder / ABOUT)
+    with whole_file(store.folder / ABOUT, shared=True) as part:
+        part.write_text(json.dumps(numbers | {"parts": parts}, indent=1))
 
 
 def find(folder: Path) -> Store | None:

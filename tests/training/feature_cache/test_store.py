@@ -95,10 +95,6 @@ def test_only_old_parts_of_files_go(made):
     assert [path.name for path in made.folder.iterdir()] == ["000000.new.part"]
 
 
-def test_two_that_write_one_file_do_not_touch_each_others_part(tmp_path):
-    assert len({disk_cache.part_of(tmp_path / "x.safetensors") for _ in range(9)}) == 9
-
-
 @pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: content[:-1] + b"?", lambda _: b""])
 def test_damaged_files_are_missing(made, damage, capsys):
     made.make()
