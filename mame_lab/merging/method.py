@@ -118,10 +118,10 @@ class Method:
 
     def _check_blocks(self) -> None:
         given = self.blocks if isinstance(self.blocks, list) else [self.blocks]
-        if self.blocks is not None and not all(map(is_int, given)):
-            raise MameLabError(f"mame.blocks={self.blocks!r} is not valid: give a number or a list of indices")
-        if is_int(self.blocks) and self.blocks < 0:
-            raise MameLabError(f"mame.blocks={self.blocks} is negative: give the number of blocks that merge")
+        if (self.blocks is not None and not all(map(is_int, given))) or (is_int(self.blocks) and self.blocks < 0):
+            raise MameLabError(
+                f"mame.blocks={self.blocks!r} is not valid: give the number of blocks that merge, or a list of indices"
+            )
 
     def _check_target(self) -> None:
         budgets = {key: getattr(self, key) for key in ("r", "flops", "speedup") if getattr(self, key) is not None}
@@ -144,11 +144,9 @@ class Method:
             )
 
     def _check_solve(self) -> None:
-        if self.solve is None:
-            return
-        if self.solve not in SOLVES:
+        if self.solve not in (None, *SOLVES):
             raise MameLabError(f"mame.solve={self.solve} is not known: choose from {', '.join(SOLVES)}")
-        if not self.has_target:
+        if self.solve is not None and not self.has_target:
             raise MameLabError(f"mame.solve={self.solve} says how a target is met: set mame.flops or mame.speedup")
         if self.solve == "adaptive" and not self.has_threshold:
             raise MameLabError(
@@ -272,15 +270,9 @@ def check_method(method: object) -> None:
 
 
 def sequence_method(method: Method, model: str, class_token: bool) -> SequenceMethod:
-    """The method, if it fits a vision transformer.
+    """The method, for a vision transformer of this name; MameLabError where it does not fit.
 
-    Args:
-        method: any method.
-        model: what the vision transformer is called.
-        class_token: whether its first token is a class token.
-
-    Raises:
-        MameLabError: it does not fit.
+    `class_token` says whether the model's first token is one.
     """
     if not isinstance(method, SequenceMethod):
         raise MameLabError(

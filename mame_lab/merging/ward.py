@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.bipartite import Adaptive
-from mame_lab.merging.schedule import Schedule, geometric_blocks, over_blocks
+from mame_lab.merging.schedule import Schedule, geometric_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ class Ward(Adaptive):
             return super().schedule_for(depth)
         blocks = self.merging_blocks(depth)
         share = min(1 - KEPT ** (1 / max(len(blocks), 1)), 0.5)
-        return Schedule(over_blocks([share] * len(blocks), blocks, depth))
+        return replace(self, r=share, blocks=blocks).schedule_for(depth)
 
     def merging_blocks(self, depth: int) -> list[int]:
         if self.blocks is not None or self.r is not None or self.has_target:

@@ -28,9 +28,8 @@ WITH_LOOP = {name: method for name, method in EVERY.items() if type(method) in (
 
 
 @st.composite
-def steps(draw, methods=EVERY):
-    """A method, the number of tokens removed, and tokens with uneven sizes, unlike their keys and inputs."""
-    method = methods[draw(st.sampled_from(sorted(methods)))]
+def steps(draw, method):
+    """The number of tokens that a method removes, and tokens with uneven sizes, unlike their keys and inputs."""
     prefix, patches = draw(st.integers("class_token" in method.needs, 3)), draw(st.integers(6, 17))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     shape = draw(st.integers(1, 3)), prefix + patches
@@ -39,7 +38,14 @@ def steps(draw, methods=EVERY):
     key_BHND = rand(generator, shape[0], 2, shape[1], 3)
     query_BHND = rand(generator, *key_BHND.shape)
     tokens = Tokens(x_BNC, input_BNC, size_BN1, prefix, key_BHND=key_BHND, query_BHND=query_BHND, scale=0.5)
-    return method, patches // 2 if method.r == 0.5 else method.r, tokens
+    return patches // 2 if method.r == 0.5 else method.r, tokens
+
+
+def each(methods):
+    """A test of every method on some steps."""
+    some = settings(max_examples=10, deadline=None)
+    parameters = pytest.mark.parametrize("method", methods.values(), ids=methods)
+    return lambda test: parameters(some(given(data=st.data())(test)))
 
 
 def columns(method: SequenceMethod, r: int | None, tokens: Tokens, sample: int) -> dict[int, list[float]]:
@@ -61,10 +67,9 @@ def columns(method: SequenceMethod, r: int | None, tokens: Tokens, sample: int) 
     }
 
 
-@settings(max_examples=150, deadline=None)
-@given(steps())
-def test_prefix_is_untouched_and_the_right_number_is_removed(step):
-    method, r, tokens = step
+@each(EVERY)
+def test_prefix_is_untouched_and_the_right_number_is_removed(method, data):
+    r, tokens = data.draw(steps(method))
     plan = method.plan(tokens, r)
     y, size = plan.merge(tokens.x_BNC, tokens.size_BN1)
     assert torch.equal(y[:, : tokens.prefix], tokens.x_BNC[:, : tokens.prefix])
@@ -79,27 +84,24 @@ def test_prefix_is_untouched_and_the_right_number_is_removed(step):
     assert torch.equal(y[unmoved], tokens.x_BNC[samples, places])
 
 
-@settings(max_examples=100, deadline=None)
-@given(steps(keeping("sizes", EVERY)))
-def test_sizes_are_kept(step):
-    method, r, tokens = step
+@each(keeping("sizes", EVERY))
+def test_sizes_are_kept(method, data):
+    r, tokens = data.draw(steps(method))
     _, size = method.plan(tokens, r).merge(tokens.x_BNC, tokens.size_BN1)
     torch.testing.assert_close(size.sum(1), tokens.size_BN1.sum(1), rtol=1e-12, atol=0)
 
 
-@settings(max_examples=100, deadline=None)
-@given(steps(keeping("mass", EVERY)))
-def test_size_times_token_is_kept(step):
-    method, r, tokens = step
+@each(keeping("mass", EVERY))
+def test_size_times_token_is_kept(method, data):
+    r, tokens = data.draw(steps(method))
     y, size = method.plan(tokens, r).merge(tokens.x_BNC, tokens.size_BN1)
     mass_BC = (tokens.size_BN1 * tokens.x_BNC).sum(1)
     torch.testing.assert_close((size * y).sum(1), mass_BC, rtol=1e-11, atol=1e-11)
 
 
-@settings(max_examples=150, deadline=None)
-@given(steps(WITH_LOOP))
-def test_agrees_with_the_loops(step):
-    method, r, tokens = step
+@each(WITH_LOOP)
+def test_agrees_with_the_loops(method, data):
+    r, tokens = data.draw(steps(method))
     if method.depends_on_batch:
         tokens = Tokens(*(each[:1] if isinstance(each, torch.Tensor) else each for each in tokens))
     plan = method.plan(tokens, r)
@@ -120,10 +122,9 @@ def test_agrees_with_the_loops(step):
         torch.testing.assert_close(restored[b], x.new_tensor(full), rtol=1e-11, atol=1e-11)
 
 
-@settings(max_examples=60, deadline=None)
-@given(steps())
-def test_dense_matrix_is_the_step(step):
-    method, r, tokens = step
+@each(EVERY)
+def test_dense_matrix_is_the_step(method, data):
+    r, tokens = data.draw(steps(method))
     plan = method.plan(tokens, r)
     x, size = tokens.x_BNC, tokens.size_BN1
     y, y_size = plan.merge(x, size)
@@ -134,11 +135,10 @@ def test_dense_matrix_is_the_step(step):
     torch.testing.assert_close(matrix.mT @ (y * (y_size > 0)), plan.restore(y))
 
 
-@settings(max_examples=60, deadline=None)
-@given(steps(keeping("sizes", EVERY)))
-def test_two_steps_compose(step):
+@each(keeping("sizes", EVERY))
+def test_two_steps_compose(method, data):
     """The second step meets padding; sizes, mass and restoration go through both."""
-    method, r, tokens = step
+    r, tokens = data.draw(steps(method))
     x, prefix = tokens.x_BNC, tokens.prefix
     if r is not None:
         r = min(r, (x.shape[1] - r - prefix) // 2)
@@ -154,11 +154,10 @@ def test_two_steps_compose(step):
     torch.testing.assert_close(state.restore(y)[:, prefix:].mean(1), state.mean(y, prefix))
 
 
-@settings(max_examples=80, deadline=None)
-@given(steps(not_random(ALONE)), st.data())
-def test_padding_never_matters(step, data):
+@each(not_random(ALONE))
+def test_padding_never_matters(method, data):
     """Whatever stands in the padding, every sample merges as it does alone, and padding stays padding."""
-    method, r, tokens = step
+    r, tokens = data.draw(steps(method))
     batch, longest = tokens.x_BNC.shape[:2]
     fewest = tokens.prefix + 2 * (r or 1)
     lengths = data.draw(st.lists(st.integers(min(fewest, longest), longest), min_size=batch, max_size=batch))

@@ -10,6 +10,7 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from families import build
+from methods import GRID
 from torch import nn
 
 import mame_lab
@@ -86,9 +87,24 @@ def test_any_grid_and_batch(kind, grid):
     torch.testing.assert_close(alone, merged[1:2], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("method", [Ward(r=0.75), MaMe(r=0.75)], ids=lambda method: method.method)
-def test_copies_are_neutral(method):
-    """Equal tokens merge, attend as often as they were, and come back: nothing changes."""
+@pytest.mark.parametrize("name", GRID)
+def test_every_method_for_grids_merges_and_is_removed(name):
+    unet = unet_of()
+    plain = run(unet)
+    merged = []
+    for given in (inputs(3), {key: x[1:2] if x.dim() else x for key, x in inputs(3).items()}):
+        torch.manual_seed(0)
+        merged.append(run(mame_lab.apply(unet, GRID[name](r=0.5)), **given))
+    torch.testing.assert_close(merged[0][1:2], merged[1], rtol=1e-12, atol=1e-12)
+    assert family_of(unet).tokens(unet, inputs()["sample"]) == [48, 12, 6]
+    assert not torch.equal(run(unet), plain)
+    assert torch.equal(run(mame_lab.remove(unet)), plain)
+
+
+@pytest.mark.parametrize("name", GRID)
+def test_copies_are_neutral(name):
+    """Equal tokens merge, are attended to by their size, and are restored: nothing changes."""
+    method = GRID[name](r=0.75, prop_attn=True)
     attention = Attention(16, heads=2, dim_head=8).double().eval()
     generator = torch.Generator().manual_seed(0)
     cells_BHWC = torch.randn(2, 3, 5, 16, generator=generator, dtype=torch.float64)
@@ -102,7 +118,7 @@ def test_copies_are_neutral(method):
     torch.testing.assert_close(attention(x_BNC, merging=merging), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_nothing_is_counted_twice_without_proportional_attention():
+def test_sizes_do_not_matter_without_proportional_attention():
     unet = unet_of()
     with_bias = run(mame_lab.apply(unet, Ward(r=0.5)))
     assert not torch.allclose(run(mame_lab.apply(unet, Ward(r=0.5, prop_attn=False))), with_bias)
@@ -262,7 +278,7 @@ def test_more_than_the_sources_is_an_error_that_names_the_resolution():
     ("method", "named"),
     [
         (Ward(r=2, grid=Grid(window=8)), "mame.grid=.* is for U-Nets"),
-        (ToMeSD(r=2), "mame=tomesd merges in U-Nets only"),
+        (ToMeSD(r=2), "mame=tomesd merges in U-Nets only: choose another for a vision transformer"),
     ],
 )
 def test_what_is_for_grids_is_refused_by_a_vision_transformer(method, named):
@@ -270,7 +286,7 @@ def test_what_is_for_grids_is_refused_by_a_vision_transformer(method, named):
         mame_lab.apply(build("vit"), method)
 
 
-def test_tokens_that_come_back_are_not_followed():
+def test_tokens_that_are_restored_are_not_followed():
     with pytest.raises(UnsupportedModelError, match=r"solve and mame_lab.summary do not take a UNet2DConditionModel"):
         mame_lab.solve(unet_of(), Ward(flops=0.5), inputs()["sample"])
     with pytest.raises(UnsupportedModelError, match="benchmark=denoiser"):
