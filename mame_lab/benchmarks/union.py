@@ -5,7 +5,6 @@ B batch, M images, K outputs.
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
@@ -13,20 +12,22 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
-from rich import box, print
+from rich import print
 from rich.table import Table
 from torch import Tensor, nn
 
 from mame_lab.data.datamodule import ImageData
+from mame_lab.data.files import write_csv
 from mame_lab.data.progress import track
 from mame_lab.measure.cost import gflops
 from mame_lab.measure.precision import converted, prepared
+from mame_lab.measure.table import results_table
 from mame_lab.models import family_of, unmerged_copy
 
 BATCH_SIZES = (1, 4, 16, 64)
 
 
-class Row(NamedTuple):
+class UnionRow(NamedTuple):
     """The same images in batches of one size; means over the images.
 
     Attributes:
@@ -48,14 +49,13 @@ def show(model: nn.Module, data: ImageData, trainer: Trainer, most: int, folder:
     images = converted(data.sample(min(most, len(data.splits.test)))[0], trainer)
     with trainer.precision_plugin.forward_context():
         found = rows(model, images)
-    with (folder / "union.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([Row._fields, *found])
+    write_csv(folder / "union.csv", UnionRow._fields, found)
     figure(found).savefig(folder / "union.png", dpi=150)
     print(table(found))
 
 
 @torch.no_grad()
-def rows(model: nn.Module, images: Tensor) -> list[Row]:
+def rows(model: nn.Module, images: Tensor) -> list[UnionRow]:
     """A row for each of `BATCH_SIZES` that the images (B, 3, H, W) fill; the largest says how many of them count."""
     sizes = [size for size in BATCH_SIZES if size <= len(images)]
     images, trace = images[: sizes[-1]], family_of(model).trace
@@ -70,22 +70,21 @@ def rows(model: nn.Module, images: Tensor) -> list[Row]:
         outputs_MK = torch.cat(outputs)
         alone_MK = outputs_MK if alone_MK is None else alone_MK
         change_M = (outputs_MK - alone_MK).norm(dim=1) / alone_MK.norm(dim=1)
-        found.append(Row(size, float(torch.cat(tokens).mean()), mean(costs), float(change_M.mean())))
+        found.append(UnionRow(size, float(torch.cat(tokens).mean()), mean(costs), float(change_M.mean())))
     return found
 
 
-def table(found: list[Row]) -> Table:
+def table(found: list[UnionRow]) -> Table:
     """A row for each batch size."""
     caption = "A sample merges as far as all of its batch allow. Change: of the outputs, against batch 1."
-    rows = Table(title="What the batch does with mame.batching=union", caption=caption, box=box.HORIZONTALS)
-    for header in ("batch", "tokens kept", "share of GFLOPs", "change"):
-        rows.add_column(header, justify="right")
+    headers = "batch", "tokens", "share of GFLOPs", "change"
+    rows = results_table("What the batch does with mame.batching=union", headers, caption)
     for row in found:
         rows.add_row(str(row.batch), f"{row.tokens:.1f}", f"{row.cost:.3f}", f"{100 * row.change:.2g} %")
     return rows
 
 
-def figure(found: list[Row]) -> Figure:
+def figure(found: list[UnionRow]) -> Figure:
     """The share of multiply-adds and the change of the outputs, one above the other, over the batch size."""
     plot = Figure(figsize=(6, 5), layout="constrained")
     above, below = plot.subplots(2, sharex=True)

@@ -38,14 +38,20 @@ class TransformedImages(Dataset):
         return self.transform(image), label
 
 
-class AugmentedImages(TransformedImages):
-    """The same under a random transform, by an index and the seed of what is random in it."""
+class AugmentedImages(Dataset):
+    """The same under a random transform; an item is the index of an image and the seed of what is random."""
+
+    def __init__(self, images: LabelledImages, transform: Transform) -> None:
+        self.transformed = TransformedImages(images, transform)
+
+    def __len__(self) -> int:
+        return len(self.transformed)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[torch.Tensor, int]:
         index, seed = item
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seed)
-            return super().__getitem__(index)
+            return self.transformed[index]
 
 
 class LateLoader(DataLoader):

@@ -1,49 +1,54 @@
-"""Runs merged models and their unmerged twin over the same images and counts what their outputs say.
+"""Runs models and the unmerged one over the same samples and measures what their outputs say.
 
-B batch, C features, K classes; N labelled and M test images, hits_M2 in the top 1 and in the top 5. V views of each
-sample, whose probabilities are averaged; V is 1 but for videos.
+B batch, C features, K classes; M samples. V views of each sample, whose probabilities are averaged; V is 1 but for
+videos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics import MetricCollection
 
 from mame_lab.data.datamodule import ImageData
 from mame_lab.errors import MameLabError
 from mame_lab.measure.fidelity import Distance, Fidelity, knn_hits
+from mame_lab.measure.hits import Features
+from mame_lab.measure.metrics import METRICS
 from mame_lab.measure.paired import Change, PairedHits
 from mame_lab.measure.proportion import Proportion
 
 NEIGHBOURS = 20
 
-RANKS = ("top1", "top5")
-
 Classifier = Callable[[nn.Module], nn.Module]
+Outcome = Mapping[str, Tensor]  # what each of METRICS, or of those that k-NN gives, computed
 
 
 class Comparison(LightningModule):
-    """Hits, fidelity and, for models without a classifier, features; `trainer.test` fills it.
+    """Metrics, fidelity and, for models without a classifier, features; `trainer.test` fills it.
 
     Args:
         models: the unmerged one by the name "unmerged", others by names of their own, without dots.
-        classifier: gives the module of a model that features enter and logits leave, an identity if it has none.
+        classifier: gives the module of a model that turns features into logits, an identity if it has none.
+        num_classes: of the samples.
     """
 
-    def __init__(self, models: dict[str, nn.Module], classifier: Classifier) -> None:
+    def __init__(self, models: dict[str, nn.Module], classifier: Classifier, num_classes: int) -> None:
         super().__init__()
         self.models = nn.ModuleDict(models)
-        self.classifier = classifier
+        self.classifier, self.num_classes = classifier, num_classes
         self.has_classifier = not isinstance(classifier(models["unmerged"]), nn.Identity)
         self.fidelity = nn.ModuleDict({name: Fidelity() for name in models if name != "unmerged"})
-        evaluate_accuracy = Hits if self.has_classifier else Features
-        self.outcomes = nn.ModuleDict({name: evaluate_accuracy() for name in models})
+        self.measured = nn.ModuleDict({name: self._metrics() if self.has_classifier else Features() for name in models})
+
+    def _metrics(self) -> MetricCollection:
+        metrics: Any = {name: metric.make(self.num_classes) for name, metric in METRICS.items()}
+        return MetricCollection(metrics, compute_groups=False)  # which would take metrics for one that agree by chance
 
     def test_step(self, batch: tuple[Tensor, Tensor]) -> None:
         inputs, labels_B = batch
@@ -53,89 +58,54 @@ class Comparison(LightningModule):
             with captured_input(self.classifier(model)) as captured:
                 logits[name] = _over_views([model(view) for view in views])
             features[name] = torch.stack(captured).mean(0)
-            self.outcomes[name].update((logits if self.has_classifier else features)[name], labels_B)
+            self.measured[name].update((logits if self.has_classifier else features)[name], labels_B)
         for name, fidelity in self.fidelity.items():
             classes = (logits[name], logits["unmerged"]) if self.has_classifier else (None, None)
             fidelity.update(*classes, features[name], features["unmerged"])
 
-    def hits(self) -> dict[str, Tensor]:
-        """hits_M2 of each model by its classifier, see `Hits`."""
-        return {name: evaluate_accuracy.compute() for name, evaluate_accuracy in self.outcomes.items()}
+    def outcomes(self) -> dict[str, Outcome]:
+        """Of each model, by its classifier."""
+        return {name: metrics.compute() for name, metrics in self.measured.items()}
 
-    def knn_hits(self, bank: Comparison, num_classes: int) -> dict[str, Tensor]:
-        """The same by 20-NN among the features that it gave the images of `bank` (by all, if they are fewer)."""
-        hits = {}
-        for name, features in self.outcomes.items():
-            bank_NC, bank_labels_N = bank.outcomes[name].compute()
+    def knn_outcomes(self, bank: Comparison) -> dict[str, Outcome]:
+        """Of each model, by 20-NN among the features that it gave the images of `bank` (by all, if they are fewer)."""
+        outcomes = {}
+        for name, features in self.measured.items():
+            bank_NC, bank_labels_N = bank.measured[name].compute()
             k = min(NEIGHBOURS, len(bank_NC))
-            hits[name] = knn_hits(bank_NC, bank_labels_N, *features.compute(), num_classes, k=k)
-        return hits
+            hits_M2 = knn_hits(bank_NC, bank_labels_N, *features.compute(), self.num_classes, k=k)
+            outcomes[name] = dict(zip(("top1", "top5"), hits_M2.T, strict=True))
+        return outcomes
 
 
-class Hits(Metric):
-    """hits_M2: of each sample whether the label is the most likely class, and whether one of the five most likely."""
-
-    full_state_update = False
-    hits_B2: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("hits_B2", [], dist_reduce_fx="cat")
-
-    def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
-        hits = logits_BK.topk(min(5, logits_BK.shape[1])).indices == labels_B[:, None]
-        self.hits_B2.append(torch.stack([hits[:, 0], hits.any(1)], 1))
-
-    def compute(self) -> Tensor:
-        return dim_zero_cat(self.hits_B2)
-
-
-class Features(Metric):
-    """All features (N, C) and their labels (N,)."""
-
-    full_state_update = False
-    features_BC: list[Tensor]
-    labels_B: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("features_BC", [], dist_reduce_fx="cat")
-        self.add_state("labels_B", [], dist_reduce_fx="cat")
-
-    def update(self, features_BC: Tensor, labels_B: Tensor) -> None:
-        self.features_BC.append(features_BC)
-        self.labels_B.append(labels_B)
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        return dim_zero_cat(self.features_BC), dim_zero_cat(self.labels_B)
-
-
-def evaluate_accuracy(
+def compare(
     models: dict[str, nn.Module], classifier: Classifier, data: ImageData, trainer: Trainer
-) -> tuple[dict[str, Tensor], dict[str, Distance]]:
-    """hits_M2 of each model on the test images (see `Hits`), and of all but the unmerged one how far it is from that.
+) -> tuple[dict[str, Outcome], dict[str, Distance]]:
+    """What each model gets right of the test images, and of all but the unmerged one how far it is from that.
 
     Args:
-        models, classifier: see `Comparison`. Models without a classifier are judged by k-NN among training images.
+        models, classifier: see `Comparison`. Models without a classifier are measured by k-NN among training images.
         data, trainer: the images, and what runs over them.
     """
-    tested, bank = Comparison(models, classifier), Comparison(models, classifier)
+    tested, bank = (Comparison(models, classifier, len(data.classes)) for _ in range(2))
     if not bank.has_classifier:
         trainer.test(bank, data.bank_dataloader(), verbose=False)
     trainer.test(tested, data.test_dataloader(), verbose=False)
-    hits = tested.hits() if tested.has_classifier else tested.knn_hits(bank, len(data.classes))
-    return hits, {name: fidelity.compute() for name, fidelity in tested.fidelity.items()}
+    outcomes = tested.outcomes() if tested.has_classifier else tested.knn_outcomes(bank)
+    return outcomes, {name: fidelity.compute() for name, fidelity in tested.fidelity.items()}
 
 
-def hits(models: dict[str, nn.Module], classifier: Classifier, data: ImageData, trainer: Trainer) -> dict[str, Tensor]:
-    """hits_M2 of each model by its classifier on the test images; the arguments of `judge`."""
-    tested = Comparison(models, classifier)
+def outcomes(
+    models: dict[str, nn.Module], classifier: Classifier, data: ImageData, trainer: Trainer
+) -> dict[str, Outcome]:
+    """What each model gets right of the test images by its classifier; the arguments of `compare`."""
+    tested = Comparison(models, classifier, len(data.classes))
     trainer.test(tested, data.test_dataloader(), verbose=False)
-    return tested.hits()
+    return tested.outcomes()
 
 
 def check_classes(classifier: nn.Module, classes: list[str]) -> None:
-    """Raise MameLabError where a classifier cannot judge the data; a model without one is judged by k-NN."""
+    """Raise MameLabError where a classifier is for other classes than the data's; one without is measured by k-NN."""
     outputs = getattr(classifier, "out_features", None)
     if outputs not in (None, len(classes)):
         raise MameLabError(
@@ -162,12 +132,13 @@ def _over_views(logits_VBK: list[Tensor]) -> Tensor:
     return torch.stack(logits_VBK).float().log_softmax(-1).logsumexp(0)
 
 
-def accuracy(hits_M2: Tensor) -> dict[str, Proportion]:
-    """The shares "top1" and "top5" of the samples."""
-    return {name: Proportion(int(hit_M.sum()), len(hit_M)) for name, hit_M in zip(RANKS, hits_M2.T, strict=True)}
+def scores(outcome: Outcome) -> dict[str, Proportion | float]:
+    """The numbers of one model, for its `ModelMeasurement`."""
+    is_share = {name: x.dtype == torch.bool for name, x in outcome.items()}
+    return {name: Proportion(int(x.sum()), len(x)) if is_share[name] else float(x) for name, x in outcome.items()}
 
 
-def changes(merged_M2: Tensor, unmerged_M2: Tensor) -> dict[str, Change]:
-    """By how much these differ between two models on the same samples."""
-    columns = zip(RANKS, merged_M2.T.cpu().numpy(), unmerged_M2.T.cpu().numpy(), strict=True)
-    return {name: PairedHits.count(merged_M, unmerged_M).change for name, merged_M, unmerged_M in columns}
+def changes(merged: Outcome, unmerged: Outcome) -> dict[str, Change]:
+    """By how much the shares of the samples differ between two models."""
+    pairs = {name: (x_M.cpu().numpy(), unmerged[name].cpu().numpy()) for name, x_M in merged.items()}
+    return {name: PairedHits.count(*pair).change for name, pair in pairs.items() if pair[0].dtype == bool}

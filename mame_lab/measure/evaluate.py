@@ -13,17 +13,16 @@ from torch.utils.data import DataLoader
 
 from mame_lab.data.datamodule import ImageData
 from mame_lab.measure import cost, flops, memory, speed
-from mame_lab.measure.comparison import accuracy, changes, check_classes, evaluate_accuracy
+from mame_lab.measure.comparison import changes, check_classes, compare, scores
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
 from mame_lab.measure.precision import converted, prepared
 from mame_lab.measure.proportion import Proportion
-from mame_lab.measure.result import ModelMeasurement, Result
+from mame_lab.measure.result import EvaluatedBy, ModelMeasurement, Result
 from mame_lab.measure.settings import EvaluationSettings, SpeedSettings
 from mame_lab.models import depends_on_batch, family_of, is_adaptive, shared_copy, unmerged_copy
 from mame_lab.models.compilation import check_compiles, compile_models
 from mame_lab.models.zero_shot import ZeroShotHead
 
-Models = dict[str, nn.Module]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 LOADING = 3.0  # seconds in which the data loader is timed
@@ -36,11 +35,11 @@ def evaluate(
     settings: EvaluationSettings,
     training_loss: Loss | None = None,
 ) -> Result:
-    """Compare a merged model with its unmerged twin on the test images.
+    """Compare a merged model with the same weights unmerged, on the test images.
 
     Args:
         model: with merging applied.
-        data: its test images are judged, counted and timed.
+        data: its test images are classified, counted and timed.
         trainer: its device and precision hold for everything.
         settings: what is measured and how long.
         training_loss: of logits and labels; given, a training step is timed too.
@@ -54,9 +53,8 @@ def evaluate(
         check_compiles(model, device)
     model = prepared(model, trainer)
     models = {"merged": shared_copy(model), "unmerged": unmerged_copy(model)}
-    hits, fidelity = _accuracy_of(models, data, trainer, settings)
-    change = changes(hits["merged"], hits["unmerged"])
-    speeds = settings.speed
+    outcomes, distances = compare(models, family_of(model).classifier, data, trainer)
+    distance, speeds = distances["merged"], settings.speed
     images, labels = (converted(tensor, trainer) for tensor in data.sample(speeds.batch_size))
     for each in models.values():
         each.to(device)
@@ -72,7 +70,7 @@ def evaluate(
     uncompiled = {name: shared_copy(each) for name, each in models.items()}  # Its operators can be counted one by one.
     arms = {
         name: ModelMeasurement(
-            **accuracy(hits[name]),
+            scores=scores(outcomes[name]),
             **_cost(each, images, speeds.cost_samples),
             samples_per_s=inference[name].samples_per_s,
             latency_ms_p50=inference[name].latency_ms_p50,
@@ -84,9 +82,11 @@ def evaluate(
     }
     return Result(
         **arms,
-        **fidelity,
-        top1_change=change["top1"],
-        top5_change=change["top5"],
+        agreement=None if distance.agreement is None else Proportion(*distance.agreement),
+        kl=distance.kl,
+        feature_error=distance.feature_error,
+        evaluated_by=_evaluated_by(family_of(model).classifier(model), settings),
+        changes=changes(outcomes["merged"], outcomes["unmerged"]),
         speedup=speedup,
         train_speedup=train_speedup,
         train_batch=len(batch[0]) if training else None,
@@ -121,23 +121,8 @@ def _conditions(
     )
 
 
-def _accuracy_of(
-    models: Models, data: ImageData, trainer: Trainer, settings: EvaluationSettings
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """hits_M2 of each model, and how far the merged one is from the other."""
-    family = family_of(models["merged"])
-    hits, distances = evaluate_accuracy(models, family.classifier, data, trainer)
-    distance = distances["merged"]
-    return hits, {
-        "evaluated_by": _evaluated_by(family.classifier(models["merged"]), settings),
-        "agreement": None if distance.agreement is None else Proportion(*distance.agreement),
-        "kl": distance.kl,
-        "feature_error": distance.feature_error,
-    }
-
-
-def _evaluated_by(classifier: nn.Module, settings: EvaluationSettings) -> str:
-    """What tells the class. A head of class names is zero-shot only as long as nothing before it was trained here."""
+def _evaluated_by(classifier: nn.Module, settings: EvaluationSettings) -> EvaluatedBy:
+    """What gives the class. A head of class names is zero-shot only as long as nothing before it was trained here."""
     if isinstance(classifier, nn.Identity):
         return "k-NN"
     untrained = not (settings.trained or settings.model.is_checkpoint)

@@ -35,4 +35,8 @@ class Proportion:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        return f"{percent(self.value)} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,57 +1,109 @@
-"""The Result: what merging costs in accuracy and gains in speed, in one value with the conditions it holds under."""
+"""The Result: what merging costs in accuracy and gains in speed, in one value with the conditions it holds under.
+
+A number that loggers and the table show has its group and title in the metadata of its field; `metrics.METRICS` are
+those of a classifier's outputs.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import Field, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from mame_lab.data.files import whole_file
 from mame_lab.errors import MameLabError
 from mame_lab.measure.conditions import Conditions
 from mame_lab.measure.paired import Change
 from mame_lab.measure.proportion import Proportion
 
-if TYPE_CHECKING:
-    pass
+CHANGE = "_change"  # at the end of what the change of a score is called
+
+Score = Proportion | float
+EvaluatedBy = Literal["classifier", "zero-shot", "k-NN", "images"]
+
+
+def shown(group: str, title: str = "", ratio: str = "") -> dict[str, Any]:
+    """The metadata of a field that loggers show as GROUP/FIELD.
+
+    Args:
+        group: cost, speed, or test.
+        title: of its row in the table; none: it has no row. It may name fields of the result, as in {train_batch}.
+        ratio: the field of the result with merged over unmerged, where that is measured by itself.
+    """
+    return {"group": group, "title": title, "ratio": ratio}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMeasurement:
-    """One side of the comparison. None: not measured."""
+    """One side of the comparison. None: not measured.
 
-    gflops: float  # 1e9 multiply-adds a sample, mean
-    tokens: list[float]  # tokens after each block, mean over samples
-    samples_per_s: float  # of one process, mean over processes
-    latency_ms_p50: float  # of a batch
-    latency_ms_p95: float
-    peak_memory_mb: float | None = None  # 1e6 bytes in the forward of a batch, beyond weights and input
-    train_samples_per_s: float | None = None
-    step_ms_p50: float | None = None  # of one step of many that make a sample
-    top1: Proportion | None = None
-    top5: Proportion | None = None
-    quality: dict[str, float] = field(default_factory=dict)  # of generated images, by the name of the measure
+    Attributes:
+        gflops: 1e9 multiply-adds a sample, mean.
+        tokens: after each block, mean over samples.
+        peak_memory_mb: 1e6 bytes in the forward of a batch, beyond weights and input.
+        samples_per_s, train_samples_per_s: of one process, mean over processes.
+        latency_ms_p50, latency_ms_p95: of a batch.
+        step_ms_p50: of one step of many that make a sample.
+        scores: of `metrics.METRICS`, by name.
+        quality: of generated images, by the name of the measure.
+    """
+
+    gflops: float = field(metadata=shown("cost", "GFLOPs a sample"))
+    tokens: list[float]
+    peak_memory_mb: float | None = field(default=None, metadata=shown("cost", "peak memory, MB"))
+    samples_per_s: float = field(metadata=shown("speed", "samples/s", "speedup"))
+    latency_ms_p50: float = field(metadata=shown("speed", "latency p50, ms"))
+    latency_ms_p95: float = field(metadata=shown("speed", "latency p95, ms"))
+    train_samples_per_s: float | None = field(
+        default=None, metadata=shown("speed", "training, batch {train_batch}", "train_speedup")
+    )
+    step_ms_p50: float | None = field(default=None, metadata=shown("speed", "step p50, ms"))
+    scores: dict[str, Score] = field(default_factory=dict)
+    quality: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def top1(self) -> Proportion | None:
+        top1 = self.scores.get("top1")
+        return top1 if isinstance(top1, Proportion) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A merged model against the same weights unmerged, measured in the same run. None: not measured."""
+    """A merged model against the same weights unmerged, measured in the same run. None: not measured.
+
+    Attributes:
+        merged, unmerged: each by itself.
+        conditions: what the numbers hold for.
+        evaluated_by: what gives the classes.
+        changes: of the scores that are shares, merged against unmerged on the same samples.
+        agreement: samples with the same top-1 class.
+        kl: KL(unmerged || merged), nats.
+        feature_error: mean shift by merging over the mean distance of unmerged features from their mean.
+        speedup, train_speedup: median over rounds of unmerged over merged time.
+        train_batch: samples in the training steps that were timed, of one process.
+        loader_samples_per_s: of the data loader alone, of one process.
+    """
 
     merged: ModelMeasurement
     unmerged: ModelMeasurement
-    evaluated_by: Literal["classifier", "zero-shot", "k-NN", "images"]
-    feature_error: float | None  # mean shift by merging over the mean distance of unmerged features from their mean
-    speedup: float | None  # median over rounds of unmerged over merged time
     conditions: Conditions
-    top1_change: Change | None = None  # of merged against unmerged, on the same samples
-    top5_change: Change | None = None
-    agreement: Proportion | None = None  # samples with the same top-1 class
-    kl: float | None = None  # KL(unmerged || merged), nats
-    train_speedup: float | None = None
-    train_batch: int | None = None  # samples in the training steps that were timed, of one process
-    loader_samples_per_s: float | None = None  # of the data loader alone, of one process
+    evaluated_by: EvaluatedBy
+    changes: dict[str, Change] = field(default_factory=dict)
+    agreement: Proportion | None = field(default=None, metadata=shown("test", "agreement"))
+    kl: float | None = field(default=None, metadata=shown("test", "KL, nats"))
+    feature_error: float | None = field(metadata=shown("test", "feature error"))
+    speedup: float | None = field(metadata=shown("speed"))
+    train_speedup: float | None = field(default=None, metadata=shown("speed"))
+    train_batch: int | None = None
+    loader_samples_per_s: float | None = field(default=None, metadata=shown("speed"))
+
+    @property
+    def top1_change(self) -> Change | None:
+        return self.changes.get("top1")
 
     @property
     def flop_ratio(self) -> float:
@@ -70,34 +122,37 @@ class Result:
 
     def metrics(self) -> dict[str, float]:
         """Flat scalars for loggers, named group/quantity. What was not measured, or is not finite, is left out."""
-        scalars: dict[str, Proportion | float | None] = {
-            "test/top1_change": self.top1_change and self.top1_change.value,
-            "test/top1_p": self.top1_change and self.top1_change.p,
-            "test/agreement": self.agreement,
-            "test/kl": self.kl,
-            "test/feature_error": self.feature_error,
-            "speed/speedup": self.speedup,
+        processes = self.conditions.processes
+        scalars: dict[str, Score | None] = {
             "speed/realised": self.realised,
-            "speed/train_speedup": self.train_speedup,
-            "speed/samples_per_s_total": self.merged.samples_per_s * self.conditions.processes,
-            "speed/loader_samples_per_s": self.loader_samples_per_s,
-            "speed/processes": float(self.conditions.processes),
-            "speed/global_train_batch": self.train_batch and float(self.train_batch * self.conditions.processes),
+            "speed/samples_per_s_total": self.merged.samples_per_s * processes,
+            "speed/processes": float(processes),
+            "speed/global_train_batch": self.train_batch and float(self.train_batch * processes),
             "cost/flop_ratio": self.flop_ratio,
         }
+        scalars |= {f"{each.metadata['group']}/{each.name}": value for each, value in shown_fields(self)}
+        for name, change in self.changes.items():
+            scalars |= {f"test/{name}_change": change.value, f"test/{name}_p": change.p}
         for arm, suffix in ((self.merged, ""), (self.unmerged, "_unmerged")):
-            scalars |= {f"{_GROUP[name]}/{name}{suffix}": getattr(arm, name) for name in _GROUP}
+            scalars |= {f"{each.metadata['group']}/{each.name}{suffix}": value for each, value in shown_fields(arm)}
+            scalars |= {f"test/{name}{suffix}": value for name, value in arm.scores.items()}
             scalars |= {f"quality/{name}{suffix}": value for name, value in arm.quality.items()}
         scalars |= {f"tokens/block_{i:02d}": tokens for i, tokens in enumerate(self.merged.tokens)}
         numbers = {name: x.value if isinstance(x, Proportion) else x for name, x in scalars.items()}
         return {name: x for name, x in numbers.items() if x is not None and math.isfinite(x)}
 
+    def to_json(self) -> str:
+        """Scores and changes stand beside the other numbers. A number that is not finite is null: not measured."""
+        values = asdict(self)
+        for arm in ("merged", "unmerged"):
+            values[arm] |= values[arm].pop("scores")
+        values |= {f"{name}{CHANGE}": change for name, change in values.pop("changes").items()}
+        return json.dumps(_finite(values), indent=2, allow_nan=False, default=str, ensure_ascii=False) + "\n"
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write as JSON, whole or not at all. A number that is not finite becomes null: not measured."""
-        text = json.dumps(_finite(asdict(self)), indent=2, allow_nan=False, default=str, ensure_ascii=False)
-        part = Path(f"{os.fspath(path)}.part")
-        part.write_text(text + "\n", encoding="utf-8")
-        part.replace(path)
+        """Write `to_json`, whole or not at all."""
+        with whole_file(Path(path)) as part:
+            part.write_text(self.to_json(), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Result:
@@ -108,26 +163,23 @@ class Result:
         """
         text = Path(path).read_text(encoding="utf-8")
         try:
-            fields = json.loads(text)
-            for name in ("merged", "unmerged"):
-                fields[name] = ModelMeasurement(**_with_parts(fields[name]))
-            fields["conditions"] = Conditions(**fields["conditions"])
-            return cls(**_with_parts(fields))
-        except (ValueError, TypeError, KeyError) as error:
+            values = _with_parts(json.loads(text))
+            for arm in ("merged", "unmerged"):
+                known = {each.name for each in fields(ModelMeasurement)}
+                parts = _with_parts(values[arm])
+                scores = {name: parts.pop(name) for name in parts.keys() - known}
+                values[arm] = ModelMeasurement(**parts, scores=_measured(scores))
+            changes = {name: values.pop(name) for name in list(values) if name.endswith(CHANGE)}
+            changes = {name.removesuffix(CHANGE): change for name, change in changes.items()}
+            conditions = Conditions(**values.pop("conditions"))
+            return cls(**values, conditions=conditions, changes=_measured(changes))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise MameLabError(f"{path} is no result of this version ({error}): evaluate again") from error
 
 
-_GROUP = {
-    "top1": "test",
-    "top5": "test",
-    "gflops": "cost",
-    "peak_memory_mb": "cost",
-    "samples_per_s": "speed",
-    "latency_ms_p50": "speed",
-    "latency_ms_p95": "speed",
-    "step_ms_p50": "speed",
-    "train_samples_per_s": "speed",
-}
+def shown_fields(measured: ModelMeasurement | Result) -> Iterator[tuple[Field[Any], Any]]:
+    """The fields with a group, each with its value."""
+    return ((each, getattr(measured, each.name)) for each in fields(measured) if "group" in each.metadata)
 
 
 def _finite(value: Any) -> Any:
@@ -139,9 +191,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _with_parts(fields: dict[str, Any]) -> dict[str, Any]:
+def _with_parts(values: dict[str, Any]) -> dict[str, Any]:
     made = {"hits": Proportion, "low": Change}
     return {
         name: next((cls(**x) for key, cls in made.items() if isinstance(x, dict) and key in x), x)
-        for name, x in fields.items()
+        for name, x in values.items()
     }
+
+
+def _measured(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

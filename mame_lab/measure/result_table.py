@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
-from mame_lab.measure.result import ModelMeasurement, Result
+from mame_lab.measure.metrics import METRICS
+from mame_lab.measure.proportion import Proportion, percent
+from mame_lab.measure.result import Result, Score, shown_fields
+from mame_lab.measure.table import number, results_table
 
 LEGEND = (
     "[low, high]: 95 % interval, of a change by what differs on the same samples. Agreement: same top-1 class as "
@@ -21,19 +21,14 @@ LEGEND = (
 
 def result_table(result: Result) -> Table:
     """What was measured, and below it what the terms mean and the conditions."""
-    table = Table(
-        title="Merged against unmerged: same weights, same run",
-        caption=Text(f"{LEGEND}\n\n{result.conditions}"),
-        caption_justify="left",
-        box=box.HORIZONTALS,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+    meanings = [metric.meaning for name, metric in METRICS.items() if metric.meaning and name in result.merged.scores]
+    table = results_table(
+        "Merged against unmerged: same weights, same run",
+        ("", "merged", "unmerged", "change"),
+        f"{' '.join([LEGEND, *meanings])}\n\n{result.conditions}",
     )
-    for header in ("", "merged", "unmerged", "change"):
-        table.add_column(header)
     for heading, rows in (
-        (f"Accuracy, {result.evaluated_by}", _accuracy(result)),
+        (f"Accuracy, {result.evaluated_by}", _scores(result)),
         ("Label-free fidelity", _fidelity(result)),
         ("Cost", _cost(result)),
         (f"Speed, batch {result.conditions.batch}", _speed(result)),
@@ -46,65 +41,55 @@ def result_table(result: Result) -> Table:
     return table
 
 
-def _accuracy(result: Result) -> Iterator[tuple[str, ...]]:
-    for name, of in (("top-1", "top1"), ("top-5", "top5")):
-        merged, unmerged = getattr(result.merged, of), getattr(result.unmerged, of)
-        if merged and unmerged:
-            change = getattr(result, f"{of}_change") or f"{100 * (merged.value - unmerged.value):+.1f} points"
-            yield name, *(f"{100 * arm.value:.1f} %" for arm in (merged, unmerged)), str(change)
+def _scores(result: Result) -> Iterator[tuple[str, ...]]:
+    for name, metric in METRICS.items():
+        merged, unmerged = (_value(arm.scores.get(name)) for arm in (result.merged, result.unmerged))
+        if merged is not None and unmerged is not None:
+            change = result.changes.get(name) or f"{100 * (merged - unmerged):+.1f} points"
+            yield metric.title, percent(merged), percent(unmerged), str(change)
+
+
+def _value(score: Score | None) -> float | None:
+    return score.value if isinstance(score, Proportion) else score
 
 
 def _fidelity(result: Result) -> Iterator[tuple[str, ...]]:
-    if result.agreement is not None:
-        yield "agreement", str(result.agreement)
-    if result.kl is not None:
-        yield "KL, nats", f"{result.kl:.2g}"
-    if result.feature_error is not None:
-        yield "feature error", f"{result.feature_error:.2g}"
+    for each, value in shown_fields(result):
+        if each.metadata["group"] == "test" and value is not None:
+            yield each.metadata["title"], str(value) if isinstance(value, Proportion) else f"{value:.2g}"
+
+
+def _both(result: Result, group: str) -> Iterator[tuple[str, ...]]:
+    """What is a number of each model."""
+    unmerged = {each.name: value for each, value in shown_fields(result.unmerged)}
+    for each, value in shown_fields(result.merged):
+        if each.metadata["group"] == group and value is not None and (other := unmerged[each.name]) is not None:
+            title, ratio = each.metadata["title"].format_map(vars(result)), each.metadata["ratio"]
+            yield _compared(title, value, other, getattr(result, ratio) if ratio else None)
 
 
 def _cost(result: Result) -> Iterator[tuple[str, ...]]:
-    merged, unmerged = result.merged, result.unmerged
-    yield from _ratio("GFLOPs a sample", merged.gflops, unmerged.gflops)
-    yield "tokens after blocks", _tokens(merged), _tokens(unmerged)
-    yield from _ratio("peak memory, MB", merged.peak_memory_mb, unmerged.peak_memory_mb)
+    gflops, *others = _both(result, "cost")
+    yield gflops
+    yield "tokens after blocks", _tokens(result.merged.tokens), _tokens(result.unmerged.tokens)
+    yield from others
 
 
 def _speed(result: Result) -> Iterator[tuple[str, ...]]:
-    merged, unmerged = result.merged, result.unmerged
-    yield from _ratio("samples/s", merged.samples_per_s, unmerged.samples_per_s, result.speedup)
+    yield from _both(result, "speed")
     if (processes := result.conditions.processes) > 1:
-        total = merged.samples_per_s * processes, unmerged.samples_per_s * processes
-        yield from _ratio(f"samples/s, all {processes}", *total, result.speedup)
-    yield from _ratio("latency p50, ms", merged.latency_ms_p50, unmerged.latency_ms_p50)
-    yield from _ratio("latency p95, ms", merged.latency_ms_p95, unmerged.latency_ms_p95)
-    yield from _ratio(
-        f"training, batch {result.train_batch}",
-        merged.train_samples_per_s,
-        unmerged.train_samples_per_s,
-        result.train_speedup,
-    )
+        arms = (arm.samples_per_s * processes for arm in (result.merged, result.unmerged))
+        yield _compared(f"samples/s, all {processes}", *arms, result.speedup)
     if result.loader_samples_per_s is not None:
         yield "data loader alone", number(result.loader_samples_per_s)
     if result.realised is not None:
         yield "FLOP-ideal realised", f"{100 * result.realised:.0f} %", "", f"of {result.ideal_speedup:.2f}x"
 
 
-def _ratio(
-    name: str, merged: float | None, unmerged: float | None, ratio: float | None = None
-) -> Iterator[tuple[str, ...]]:
-    """A row of two numbers and their ratio, unless that was measured by itself."""
-    if merged is not None and unmerged is not None:
-        change = merged / unmerged if ratio is None else ratio
-        yield name, number(merged), number(unmerged), f"{change:.2f}x"
+def _compared(title: str, merged: float, unmerged: float, ratio: float | None = None) -> tuple[str, ...]:
+    return title, number(merged), number(unmerged), f"{merged / unmerged if ratio is None else ratio:.2f}x"
 
 
-def number(x: float, separator: str = "") -> str:
-    """At least three digits, never an exponent; `separator` stands between thousands."""
-    decimals = 2 - math.floor(math.log10(x)) if x > 0 else 0
-    return f"{x:{separator}.{max(0, decimals)}f}"
-
-
-def _tokens(arm: ModelMeasurement) -> str:
-    counts = [f"{tokens:.0f}" for tokens in arm.tokens]
+def _tokens(tokens: list[float]) -> str:
+    counts = [f"{count:.0f}" for count in tokens]
     return f"{counts[0]} in all" if len(set(counts)) == 1 else " ".join(counts)

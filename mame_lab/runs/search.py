@@ -167,10 +167,9 @@ class Search(Sweep):
         return [metrics[name] for name in self.directions]
 
     def _table(self, best: list[FrozenTrial], space: Space) -> Table:
-        from rich import box
-        from rich.table import Table
+        from mame_lab.measure.table import results_table
 
-        table = Table("run", *self.directions, "overrides", title="Pareto-optimal runs", box=box.HORIZONTALS)
+        table = results_table("Pareto-optimal runs", ("run", *self.directions, "overrides"))
         for trial in best:
             values = [f"{value:.4g}" for value in trial.values]
             table.add_row(str(trial.number), *values, " ".join(space.overrides(trial.params)))

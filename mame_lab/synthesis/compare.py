@@ -28,7 +28,7 @@ from mame_lab.runs.loggers import log_pictures, log_result
 from mame_lab.synthesis.generate import Picture, captured_step, generate
 from mame_lab.synthesis.quality import ImageMetrics, fid, high_frequency_energy, likeness
 from mame_lab.synthesis.sheet import contact_sheet
-from mame_lab.synthesis.table import table
+from mame_lab.synthesis.table import quality_table
 
 UNMERGED, MERGED, TOMESD = "unmerged", "mame", "tomesd"
 DTYPES = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "32-true": torch.float32}
@@ -65,7 +65,7 @@ def synthesise(run: EvalConfig, values: dict[str, Any], folder: Path) -> dict[st
     for arm, result in results.items():
         result.save(folder / ("result.json" if arm == MERGED else f"{arm}.json"))
     log_result(loggers, results[MERGED])
-    print(table(results))
+    print(quality_table(results))
     log_pictures(loggers, save(pictures, results, folder))
     print(f"Written to {folder}")
     return results[MERGED].metrics()

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from mame_lab.measure.result import ModelMeasurement
-from mame_lab.measure.result_table import number
+from mame_lab.measure.table import number, results_table
 
 if TYPE_CHECKING:
     from mame_lab.measure.result import Result
@@ -23,24 +21,16 @@ LEGEND = (
 )
 
 
-def table(results: Mapping[str, Result]) -> Table:
+def quality_table(results: Mapping[str, Result]) -> Table:
     """What was measured, and below it what the terms mean and the conditions.
 
     Args:
         results: merging arms against the same unmerged one, the first that of the run.
     """
     first = next(iter(results.values()))
-    rows = Table(
-        title="Images of the same prompts and seeds: same weights, same run",
-        caption=Text(f"{LEGEND}\n\n{first.conditions}"),
-        caption_justify="left",
-        box=box.HORIZONTALS,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for header in ("", "unmerged", *(result.conditions.more["merging"] for result in results.values())):
-        rows.add_column(header)
+    title = "Images of the same prompts and seeds: same weights, same run"
+    headers = "", "unmerged", *(result.conditions.more["merging"] for result in results.values())
+    rows = results_table(title, headers, f"{LEGEND}\n\n{first.conditions}")
     for name in first.merged.quality:
         rows.add_row(name, *(_quality(arm, name) for arm in (first.unmerged, *_merged(results))))
     rows.add_section()

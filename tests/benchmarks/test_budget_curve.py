@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import Precision
 
 from mame_lab import MameLabError
 from mame_lab.benchmarks.budgets import run
-from mame_lab.benchmarks.budgets.run import Point, figure
+from mame_lab.benchmarks.budgets.run import BudgetPoint, figure
 from mame_lab.benchmarks.budgets.settings import Budgets
 from mame_lab.measure import speed
 from mame_lab.measure.fidelity import Distance
@@ -78,14 +78,13 @@ def test_speed_is_measured_in_turns(monkeypatch, trainer):
         timed.append((list(arms), [len(call()) for call in arms.values()], limits))
         return {arm: [took[arm], took[arm], 9.0] for arm in arms}
 
-    def evaluate_accuracy(models, *_):
+    def compare(models, *_):
         merged = [name for name in models if name != "unmerged" and "." not in name]
         distances = {name: Distance((hits, 4), 0.1, 0.1) for name, hits in zip(merged, (3, 1), strict=True)}
-        hits = {key: torch.tensor([[True, True], [key == "unmerged", True]]) for key in models}
-        return hits, distances
+        return {key: {"top1": torch.tensor([True, key == "unmerged"])} for key in models}, distances
 
     monkeypatch.setattr(speed, "time_interleaved", time_interleaved)
-    monkeypatch.setattr(run, "evaluate_accuracy", evaluate_accuracy)
+    monkeypatch.setattr(run, "compare", compare)
     settings = Budgets(r=[2, 0.25], batch_size=3, rounds=7)
     arms = run.at_budgets(settings, build("vit"), Ward(blocks=1))
     found = run.points(settings, arms, SimpleNamespace(sample=lambda count: (images(count), None)), trainer)
@@ -100,9 +99,9 @@ def test_speed_is_measured_in_turns(monkeypatch, trainer):
 
 
 def test_the_picture_shows_the_intervals():
-    unmerged = Point("unmerged", Proportion(90, 100), None, None, 1.0, 65, 10.0, 1.0)
+    unmerged = BudgetPoint("unmerged", Proportion(90, 100), None, None, 1.0, 65, 10.0, 1.0)
     change = PairedHits(both=78, gained=2, lost=12, total=100).change
-    merged = Point("r=8", Proportion(80, 100), change, Proportion(85, 100), 0.5, 33, 20.0, 2.0)
+    merged = BudgetPoint("r=8", Proportion(80, 100), change, Proportion(85, 100), 0.5, 33, 20.0, 2.0)
     (axes,) = figure([unmerged, merged]).axes
     (bars,) = axes.containers
     (low, high) = bars.lines[2][0].get_segments()[0]

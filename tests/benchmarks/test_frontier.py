@@ -13,7 +13,7 @@ from mame_lab.benchmarks.frontier import equal_cost, run
 from mame_lab.benchmarks.frontier.arms import ARMS, REFERENCE, method_of
 from mame_lab.benchmarks.frontier.charts import MEASURES, figure, table
 from mame_lab.benchmarks.frontier.losses import Loss, Losses
-from mame_lab.benchmarks.frontier.run import Point
+from mame_lab.benchmarks.frontier.run import FrontierPoint
 from mame_lab.benchmarks.frontier.settings import Frontier
 from mame_lab.errors import MameLabError
 from mame_lab.measure.paired import PairedHits
@@ -97,7 +97,7 @@ def test_without_labelled_training_images_top1_is_left_out(train, capsys):
 
 def test_what_is_measured_is_kept_when_a_run_is_killed(monkeypatch, tmp_path):
     def points(*_):
-        yield Point(REFERENCE, 0.5, 0.5, 0.1, 1.0, 0.2, 1.0)
+        yield FrontierPoint(REFERENCE, 0.5, 0.5, 0.1, 1.0, 0.2, 1.0)
         kept.extend(read(tmp_path))
         raise KeyboardInterrupt
 
@@ -172,9 +172,11 @@ def test_a_threshold_is_mended_by_what_it_costs_on_all_images(monkeypatch):
 def some_points():
     arms = (REFERENCE, "ward:geometric", "ward:constant:unweighted")
     found = [
-        Point(arm, cost, cost, 0.1 * cost, 1.0, 0.2, 0.5, 0.6, 0.7, top1_p=0.01) for cost in (0.8, 0.5) for arm in arms
+        FrontierPoint(arm, cost, cost, 0.1 * cost, 1.0, 0.2, 0.5, 0.6, 0.7, top1_p=0.01)
+        for cost in (0.8, 0.5)
+        for arm in arms
     ]
-    return [*found[:-1], Point(arms[2], 0.5, reason="out of reach")]
+    return [*found[:-1], FrontierPoint(arms[2], 0.5, reason="out of reach")]
 
 
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.name)
@@ -201,7 +203,8 @@ def test_a_plot_has_a_line_an_arm(measure):
 
 
 def test_every_arm_is_drawn_in_its_own_way():
-    (axes,) = figure([Point(arm, 0.8, 0.8, 0.1) for arm in ARMS] + [Point(REFERENCE, 0.8, 0.8, 0.1)], MEASURES[0]).axes
+    found = [FrontierPoint(arm, 0.8, 0.8, 0.1) for arm in (*ARMS, REFERENCE)]
+    (axes,) = figure(found, MEASURES[0]).axes
     looks = [
         (str(line.get_color()), line.get_linestyle(), line.get_marker(), str(line.get_markerfacecolor()))
         for line in axes.lines

@@ -23,11 +23,11 @@ SEEDS = (0, 1)
 def test_the_arms_hit_what_their_runs_measured(entry_point, tmp_path, capsys, monkeypatch):
     judged = {}
 
-    def hits(models, *arguments):
+    def outcomes(models, *arguments):
         judged.update({name: merges(model) for name, model in models.items()})
-        return comparison.hits(models, *arguments)
+        return comparison.outcomes(models, *arguments)
 
-    monkeypatch.setattr(run, "hits", hits)
+    monkeypatch.setattr(run, "outcomes", outcomes)
     entry_point("train", tmp_path / "head", *TINY, "mame=off")
     start = tmp_path / "head/checkpoints/best.ckpt"
     for seed in SEEDS:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mame_lab.measure.comparison import Comparison, accuracy
+from mame_lab.measure.comparison import Comparison, scores
 from mame_lab.measure.proportion import Proportion
 
 BATCH, VIEWS, FEATURES, CLASSES = 5, 3, 4, 6
@@ -27,7 +27,7 @@ class Recording(nn.Module):
 
 def compared(inputs, labels_B, classes=CLASSES):
     comparison = Comparison(
-        {"merged": Recording(1, classes), "unmerged": Recording(2, classes)}, lambda model: model.head
+        {"merged": Recording(1, classes), "unmerged": Recording(2, classes)}, lambda model: model.head, CLASSES
     )
     comparison.test_step((inputs, labels_B))
     return comparison
@@ -50,8 +50,8 @@ def test_the_probabilities_of_the_views_are_averaged(batch):
     }
     for name, mean_BK in probabilities.items():
         hit_B = mean_BK.argmax(1) == labels_B
-        assert torch.equal(comparison.hits()[name][:, 0], hit_B)
-        assert accuracy(comparison.hits()[name])["top1"] == Proportion(int(hit_B.sum()), BATCH)
+        assert torch.equal(comparison.outcomes()[name]["top1"], hit_B)
+        assert scores(comparison.outcomes()[name])["top1"] == Proportion(int(hit_B.sum()), BATCH)
     merged_BK, unmerged_BK = probabilities["merged"], probabilities["unmerged"]
     found = comparison.fidelity["merged"].compute()
     assert found.agreement == (int((merged_BK.argmax(1) == unmerged_BK.argmax(1)).sum()), BATCH)
@@ -67,10 +67,21 @@ def test_a_view_that_excludes_a_class_leaves_it_possible():
 
 
 @torch.no_grad()
+def test_the_calibration_error_is_of_the_probabilities(batch):
+    """Also where all logits could be taken for probabilities; one bin of confidence holds all samples."""
+    x_BVTC, labels_B = batch
+    comparison = Comparison({"unmerged": Recording(2)}, lambda model: model.head, CLASSES)
+    comparison.models["unmerged"].head.bias.zero_()
+    comparison.test_step((x_BVTC[:, 0] * 0, labels_B))
+    found = scores(comparison.outcomes()["unmerged"])
+    assert found["ece"] == pytest.approx(abs(1 / CLASSES - found["top1"].value))
+
+
+@torch.no_grad()
 def test_the_features_of_the_views_are_averaged(batch):
     x_BVTC, labels_B = batch
     comparison = compared(x_BVTC.flatten(0, 1), labels_B, classes=0)
-    features_BC, same_B = comparison.outcomes["merged"].compute()
+    features_BC, same_B = comparison.measured["merged"].compute()
     torch.testing.assert_close(features_BC, 3 * x_BVTC.mean((1, 2)))
     assert torch.equal(same_B, labels_B)
 
@@ -81,7 +92,7 @@ def test_a_single_view_is_left_as_it_is(batch):
     comparison = compared(x_BVTC[:, 0], labels_B)
     assert comparison.models["merged"].given == [BATCH]
     logits_BK = comparison.models["merged"](x_BVTC[:, 0])
-    assert torch.equal(comparison.hits()["merged"][:, 0], logits_BK.argmax(1) == labels_B)
+    assert torch.equal(comparison.outcomes()["merged"]["top1"], logits_BK.argmax(1) == labels_B)
 
 
 @torch.no_grad()
@@ -89,7 +100,7 @@ def test_each_model_is_compared_with_the_unmerged_one(batch):
     x_BVTC, labels_B = batch
     models = {"same": Recording(2), "unmerged": Recording(2), "other": Recording(1), "far": Recording(1)}
     models["far"].scale = 6
-    comparison = Comparison(models, lambda model: model.head)
+    comparison = Comparison(models, lambda model: model.head, CLASSES)
     comparison.test_step((x_BVTC[:, 0], labels_B))
     distances = {name: fidelity.compute() for name, fidelity in comparison.fidelity.items()}
     assert list(distances) == ["same", "other", "far"]

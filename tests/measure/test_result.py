@@ -40,11 +40,15 @@ MERGED = ModelMeasurement(
     latency_ms_p95=60.0,
     peak_memory_mb=31.0,
     train_samples_per_s=400.0,
-    top1=Proportion(352, 360),
-    top5=Proportion(360, 360),
+    scores={"top1": Proportion(352, 360), "top5": Proportion(360, 360), "ece": 0.023},
 )
 UNMERGED = replace(
-    MERGED, gflops=4.0, tokens=[100.0] * 3, samples_per_s=800.0, train_samples_per_s=300.0, top1=Proportion(353, 360)
+    MERGED,
+    gflops=4.0,
+    tokens=[100.0] * 3,
+    samples_per_s=800.0,
+    train_samples_per_s=300.0,
+    scores=MERGED.scores | {"top1": Proportion(353, 360), "ece": 0.021},
 )
 RESULT = Result(
     merged=MERGED,
@@ -55,8 +59,7 @@ RESULT = Result(
     conditions=CONDITIONS,
     agreement=Proportion(358, 360),
     kl=0.0031,
-    top1_change=Change(-1 / 360, -0.011, 0.006, 0.7),
-    top5_change=Change(0.0, 0.0, 0.0, 1.0),
+    changes={"top1": Change(-1 / 360, -0.011, 0.006, 0.7), "top5": Change(0.0, 0.0, 0.0, 1.0)},
     train_speedup=1.33,
     train_batch=16,
 )
@@ -115,6 +118,15 @@ def test_load_gives_back_what_was_saved(tmp_path, result):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_a_result_of_an_older_version_is_read(tmp_path):
+    old = Path(__file__).with_name("result_of_an_older_version.json")
+    result = Result.load(old)
+    assert (result.merged.top1, result.top1_change) == (Proportion(352, 360), Change(-1 / 360, -0.011, 0.006, 0.7))
+    assert "ece" not in result.merged.scores
+    result.save(tmp_path / "result.json")
+    assert json.loads((tmp_path / "result.json").read_text()) == json.loads(old.read_text())
+
+
 def test_what_is_not_finite_is_saved_as_not_measured(tmp_path):
     more = {"nested": [math.nan, {"deep": math.inf}], "path": Path("images")}
     result = replace(RESULT, kl=math.nan, speedup=-math.inf, conditions=replace(CONDITIONS, more=more))
@@ -149,6 +161,10 @@ def test_metrics_are_flat_grouped_and_only_what_was_measured():
         "test/top1": 352 / 360,
         "test/top1_unmerged": 353 / 360,
         "test/top5": 1.0,
+        "test/top1_change": -1 / 360,
+        "test/top1_p": 0.7,
+        "test/ece": 0.023,
+        "test/ece_unmerged": 0.021,
         "test/agreement": 358 / 360,
         "test/kl": 0.0031,
         "test/feature_error": 0.0123,
@@ -193,6 +209,7 @@ def test_table_shows_both_sides_the_gain_and_the_conditions(width):
     assert max(map(len, text.splitlines())) <= width
     assert lines["top-1"] == "top-1 97.8 % 98.1 % -0.3 points [-1.1, +0.6]"
     assert lines["top-5"] == "top-5 100.0 % 100.0 % +0.0 points [+0.0, +0.0]"
+    assert lines["calibration error"] == "calibration error 2.3 % 2.1 % +0.2 points"
     assert lines["agreement"] == "agreement 99.4 % [98.0, 99.8]"
     assert lines["GFLOPs a sample"] == "GFLOPs a sample 2.00 4.00 0.50x"
     assert lines["tokens after blocks"] == "tokens after blocks 100 78 61 100 in all"
@@ -217,7 +234,7 @@ def test_table_leaves_out_what_was_not_measured():
     assert "k-NN" in text
     for quantity in ("agreement   ", "KL, nats", "training, batch", "peak memory", "None"):
         assert quantity not in text
-    unlabelled = replace(RESULT, merged=replace(MERGED, top1=None, top5=None))
+    unlabelled = replace(RESULT, merged=replace(MERGED, scores={}))
     assert "Accuracy" not in printed(unlabelled, 120)
 
 

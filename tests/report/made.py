@@ -34,14 +34,14 @@ def make_result(
         samples_per_s=1000.0,
         latency_ms_p50=64.0,
         latency_ms_p95=70.0,
-        top1=None if hits is None else Proportion(810, 1000),
+        scores={} if hits is None else {"top1": Proportion(810, 1000)},
     )
     merged = replace(
         unmerged,
         gflops=gflops,
         tokens=[90.0, 80.0, 61.4],
         samples_per_s=speed,
-        top1=None if hits is None else Proportion(hits, 1000),
+        scores={} if hits is None else {"top1": Proportion(hits, 1000)},
     )
     more = {"model": model, "dataset": "digits", "merging": "ward(r=8)"}
     return Result(
@@ -50,9 +50,9 @@ def make_result(
         evaluated_by="classifier",
         feature_error=None,
         speedup=speed / 1000,
-        top1_change=None
+        changes={}
         if hits is None
-        else Change((hits - 810) / 1000, (hits - 830) / 1000, (hits - 790) / 1000, 0.3),
+        else {"top1": Change((hits - 810) / 1000, (hits - 830) / 1000, (hits - 790) / 1000, 0.3)},
         conditions=replace(CONDITIONS, more=more, **changed),
     )
 

@@ -85,7 +85,7 @@ def test_pointing_at_a_run_shows_it_everywhere(opened, sweep_report):
     assert {
         "model": "s",
         "mame.r": "8",
-        "top-1 [95 %]": "77.0 % [74.3, 79.5]",
+        "top-1": "77.0 % [74.3, 79.5]",
         "samples/s": "2,000",
     }.items() <= tip.items()
     opacity = page.locator(SCATTERED).evaluate_all("points => points.map(point => point.getAttribute('opacity'))")

@@ -68,7 +68,7 @@ def leaves(value, path=()):
         yield path
 
 
-SAVED = json.loads(json.dumps(make_result(), default=vars))
+SAVED = json.loads(make_result().to_json())
 
 
 @pytest.mark.parametrize("path", list(leaves(SAVED)), ids=str)

@@ -22,10 +22,10 @@ from mame_lab.runs.loggers import TRADEOFF, Csv, Wandb, log_result
 
 CONFIG = {"optim": {"lr": 0.1, "betas": [0.9, 0.95]}, "mame": {"r": None}}
 UNMERGED = ModelMeasurement(
-    gflops=4, tokens=[9, 9], samples_per_s=80, latency_ms_p50=3, latency_ms_p95=4, top1=Proportion(3, 4)
+    gflops=4, tokens=[9, 9], samples_per_s=80, latency_ms_p50=3, latency_ms_p95=4, scores={"top1": Proportion(3, 4)}
 )
 RESULT = Result(
-    merged=replace(UNMERGED, gflops=2, tokens=[9, 6], samples_per_s=120, top1=Proportion(2, 4)),
+    merged=replace(UNMERGED, gflops=2, tokens=[9, 6], samples_per_s=120, scores={"top1": Proportion(2, 4)}),
     unmerged=UNMERGED,
     evaluated_by="classifier",
     feature_error=0.1,
@@ -146,7 +146,7 @@ def test_a_sweep_names_groups_and_tags(offline, in_sweep):
 
 def test_without_an_accuracy_there_is_no_scatter():
     logger = mock.Mock(spec=WandbLogger)
-    unknown = {name: replace(getattr(RESULT, name), top1=None) for name in ("merged", "unmerged")}
+    unknown = {name: replace(getattr(RESULT, name), scores={}) for name in ("merged", "unmerged")}
     log_result([logger], replace(RESULT, **unknown), step=3)
     logger.log_metrics.assert_called_once_with(replace(RESULT, **unknown).metrics(), 3)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from dataclasses import astuple, fields
 from functools import partial
 from pathlib import Path
@@ -12,29 +11,29 @@ from typing import NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
-from rich import box, print
+from rich import print
 from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from mame_lab.benchmarks.budgets.settings import Budgets
 from mame_lab.data.datamodule import ImageData
+from mame_lab.data.files import write_csv
 from mame_lab.errors import MameLabError
 from mame_lab.measure import speed
-from mame_lab.measure.comparison import accuracy, changes, check_classes, evaluate_accuracy
+from mame_lab.measure.comparison import changes, check_classes, compare, scores
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
 from mame_lab.measure.cost import gflops
 from mame_lab.measure.paired import Change
 from mame_lab.measure.precision import converted, prepared
 from mame_lab.measure.proportion import Proportion
-from mame_lab.measure.result_table import number
+from mame_lab.measure.table import number, results_table
 from mame_lab.merging import Method
 from mame_lab.models import apply, family_of, shared_copy
 
 UNMERGED = "unmerged"
 
 
-class Point(NamedTuple):
+class BudgetPoint(NamedTuple):
     """The model at one budget.
 
     Attributes:
@@ -81,25 +80,19 @@ def run(settings: Budgets, model: nn.Module, method: Method, data: ImageData, tr
         dataset=data.dataset.name,
         merging=str(method.with_budget(0)).replace("r=0", "r of the row", 1),
     )
-    with (folder / "budgets.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        changed = [f"change_{entry.name}" for entry in fields(Change)]
-        writer.writerow(["arm", "top1", "top1_low", "top1_high", *changed, *Point._fields[3:]])
-        for point in found:
-            agreement = None if point.agreement is None else point.agreement.value
-            change = [None] * len(changed) if point.change is None else astuple(point.change)
-            writer.writerow([point.arm, point.top1.value, *point.top1.interval, *change, agreement, *point[4:]])
+    changed = [f"change_{entry.name}" for entry in fields(Change)]
+    columns = "arm", "top1", "top1_low", "top1_high", *changed, *BudgetPoint._fields[3:]
+    write_csv(folder / "budgets.csv", columns, map(_cells, found))
     figure(found).savefig(folder / "budgets.png", dpi=150)
     print(table(found, conditions))
 
 
-def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, trainer: Trainer) -> list[Point]:
+def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, trainer: Trainer) -> list[BudgetPoint]:
     """The unmerged model, then each budget."""
     family, device = family_of(arms[UNMERGED]), trainer.strategy.root_device
     keys = {arm: arm if arm == UNMERGED else str(index) for index, arm in enumerate(arms)}  # A fraction has a dot.
-    hits, distances = evaluate_accuracy(
-        {keys[arm]: each for arm, each in arms.items()}, family.classifier, data, trainer
-    )
+    models = {keys[arm]: each for arm, each in arms.items()}
+    outcomes, distances = compare(models, family.classifier, data, trainer)
     images = converted(data.sample(settings.batch_size)[0], trainer)
     calls = {arm: partial(each.to(device).eval(), images) for arm, each in arms.items()}
     limits = {"max_rounds": settings.rounds, "min_rounds": settings.rounds}
@@ -109,10 +102,10 @@ def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, train
     costs = {arm: gflops(each, images) for arm, each in arms.items()}
     agreement = {key: distance.agreement for key, distance in distances.items()}
     return [
-        Point(
+        BudgetPoint(
             arm,
-            accuracy(hits[key])["top1"],
-            None if arm == UNMERGED else changes(hits[key], hits[UNMERGED])["top1"],
+            scores(outcomes[key])["top1"],
+            None if arm == UNMERGED else changes(outcomes[key], outcomes[UNMERGED])["top1"],
             Proportion(*agrees) if (agrees := agreement.get(key)) else None,
             costs[arm] / costs[UNMERGED],
             tokens[arm],
@@ -134,21 +127,17 @@ def at_budgets(settings: Budgets, model: nn.Module, method: Method) -> dict[str,
     return arms
 
 
-def table(found: list[Point], conditions: Conditions) -> Table:
+def _cells(point: BudgetPoint) -> tuple[object, ...]:
+    change = [None] * len(fields(Change)) if point.change is None else astuple(point.change)
+    agreement = None if point.agreement is None else point.agreement.value
+    return point.arm, point.top1.value, *point.top1.interval, *change, agreement, *point[4:]
+
+
+def table(found: list[BudgetPoint], conditions: Conditions) -> Table:
     """A row for each budget."""
-    rows = Table(
-        title="One checkpoint at every budget",
-        caption=Text(
-            f"[low, high]: paired 95 % interval of the change. Agreement: same top-1 class as unmerged.\n\n{conditions}"
-        ),
-        caption_justify="left",
-        box=box.HORIZONTALS,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for header in ("", "top-1", "change", "agreement", "cost", "tokens", "samples/s", "speed-up"):
-        rows.add_column(header, no_wrap=True)
+    legend = "[low, high]: paired 95 % interval of the change. Agreement: same top-1 class as unmerged."
+    headers = "", "top-1", "change", "agreement", "cost", "tokens", "samples/s", "speed-up"
+    rows = results_table("One checkpoint at every budget", headers, f"{legend}\n\n{conditions}", no_wrap=True)
     for point in found:
         agreement = "" if point.agreement is None else f"{100 * point.agreement.value:.1f} %"
         measured = f"{point.cost:.3f}", str(point.tokens), number(point.samples_per_s), f"{point.speedup:.2f}x"
@@ -157,7 +146,7 @@ def table(found: list[Point], conditions: Conditions) -> Table:
     return rows
 
 
-def figure(found: list[Point]) -> Figure:
+def figure(found: list[BudgetPoint]) -> Figure:
     """Accuracy against speed-up with the 95 % intervals of its change from the unmerged model's, the line."""
     plot = Figure(figsize=(7, 5), layout="constrained")
     axes = plot.subplots()

@@ -5,7 +5,6 @@ B batch, C channels, H x W latents, N tokens of a sample.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,20 +12,22 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from rich import box, print
+from rich import print
 from rich.table import Table
 from torch import Tensor, nn
 
 from mame_lab.benchmarks.denoiser.settings import Denoiser
+from mame_lab.data.files import write_csv
 from mame_lab.measure import flops, memory, speed
 from mame_lab.measure.fidelity import wide
+from mame_lab.measure.table import results_table
 from mame_lab.merging import METHODS
 from mame_lab.models import apply, library_of, shared_copy
 
 UNMERGED = "unmerged"
 
 
-class Row(NamedTuple):
+class DenoiserRow(NamedTuple):
     """One arm at one size.
 
     Attributes:
@@ -61,12 +62,11 @@ def run(settings: Denoiser, pipe: Any, method: object, data: object, trainer: ob
     unets = {UNMERGED: unet} | {name: apply(shared_copy(unet), method) for name, method in methods.items()}
     for latents in settings.latents:
         found += rows(unets, noise(unet, latents, settings.batch), settings.rounds)
-        with (folder / "denoiser.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([Row._fields, *found])
+        write_csv(folder / "denoiser.csv", DenoiserRow._fields, found)
     print(table(found, settings))
 
 
-def rows(unets: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> Iterator[Row]:
+def rows(unets: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> Iterator[DenoiserRow]:
     """All arms at one size."""
     unet = unets[UNMERGED]
     sample = inputs["sample"]
@@ -78,7 +78,7 @@ def rows(unets: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> Itera
         for arm, each in unets.items():
             merging = taken.get((arm, "merging"))
             taken_memory = memory.peak_memory(arms[arm], unet.device)
-            yield Row(
+            yield DenoiserRow(
                 latents=sample.shape[-1],
                 tokens=max(library_of(unet).tokens(unet, sample)),
                 arm=arm,
@@ -134,12 +134,11 @@ def _merge_steps(unet: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], Non
     return steps
 
 
-def table(found: list[Row], settings: Denoiser) -> Table:
+def table(found: list[DenoiserRow], settings: Denoiser) -> Table:
     """A section for each size."""
     title = f"One denoising step, batch {settings.batch}, r={settings.r}: same weights, same run"
-    rows = Table(title=title, box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("latents", "tokens", "", "ms", "saved", "ideal", "merging, ms", "memory, MB", "error"):
-        rows.add_column(header)
+    headers = "latents", "tokens", "", "ms", "saved", "ideal", "merging, ms", "memory, MB", "error"
+    rows = results_table(title, headers)
     for row in found:
         first = row.arm == UNMERGED
         if first:

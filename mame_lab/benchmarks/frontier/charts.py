@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
-from rich import box
 from rich.table import Table
 
 from mame_lab.benchmarks.frontier.arms import REFERENCE
+from mame_lab.measure.table import results_table
 
 if TYPE_CHECKING:
-    from mame_lab.benchmarks.frontier.run import Point
+    from mame_lab.benchmarks.frontier.run import FrontierPoint
 
 # Of the methods, one after the other: the full ones, then the pale ones.
 COLORS = [colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
@@ -52,25 +52,17 @@ MEASURES = (
 )
 
 
-def table(found: Sequence[Point], measure: Measure) -> Table:
+def table(found: Sequence[FrontierPoint], measure: Measure) -> Table:
     """A row for each arm, a column for each cost."""
-    rows = Table(
-        title=f"{measure.label}, and times the loss of {REFERENCE}",
-        caption=_caption(found, measure),
-        caption_justify="left",
-        box=box.HORIZONTALS,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for header in ("", *dict.fromkeys(f"cost {point.asked:g}" for point in found)):
-        rows.add_column(header, no_wrap=True)
+    title = f"{measure.label}, and times the loss of {REFERENCE}"
+    headers = "", *dict.fromkeys(f"cost {point.asked:g}" for point in found)
+    rows = results_table(title, headers, _caption(found, measure), no_wrap=True)
     for arm in _arms(found):
         rows.add_row(arm, *(_cell(point, measure) for point in found if point.arm == arm))
     return rows
 
 
-def _cell(point: Point, measure: Measure) -> str:
+def _cell(point: FrontierPoint, measure: Measure) -> str:
     value, ratio = getattr(point, measure.value), getattr(point, measure.ratio)
     if value is None:
         return "-"
@@ -78,11 +70,11 @@ def _cell(point: Point, measure: Measure) -> str:
     return shown if ratio is None else f"{shown} {ratio:.2f}x"
 
 
-def _differs(point: Point) -> bool:
+def _differs(point: FrontierPoint) -> bool:
     return point.top1_p is not None and point.top1_p < 0.05
 
 
-def _caption(found: Sequence[Point], measure: Measure) -> str:
+def _caption(found: Sequence[FrontierPoint], measure: Measure) -> str:
     off = max(abs(point.cost - point.asked) for point in found if point.cost is not None)
     costs = f"Cost: share of the unmerged model's multiply-adds; it is off by at most {off:.3f}. -: not reached."
     if not measure.percent:
@@ -90,11 +82,11 @@ def _caption(found: Sequence[Point], measure: Measure) -> str:
     return f"In %; unmerged {100 * _unmerged(found):.1f}. *: differs from it, p < 0.05 (exact McNemar test). {costs}"
 
 
-def _unmerged(found: Sequence[Point]) -> float:
+def _unmerged(found: Sequence[FrontierPoint]) -> float:
     return next(point.top1_unmerged for point in found if point.top1_unmerged is not None)
 
 
-def figure(found: Sequence[Point], measure: Measure) -> Figure:
+def figure(found: Sequence[FrontierPoint], measure: Measure) -> Figure:
     """The measure against cost: a line for each arm, its colour says the method, its dashes and marker the schedule."""
     lines = {arm: _line(found, arm, measure) for arm in _arms(found)}
     plot = Figure(figsize=(8, max(5, 0.5 + 0.22 * len(lines))), layout="constrained")
@@ -115,7 +107,7 @@ def figure(found: Sequence[Point], measure: Measure) -> Figure:
     return plot
 
 
-def _line(found: Sequence[Point], arm: str, measure: Measure) -> list[tuple[float, float]]:
+def _line(found: Sequence[FrontierPoint], arm: str, measure: Measure) -> list[tuple[float, float]]:
     """Cost and value, from the lowest cost on."""
     scale = 100 if measure.percent else 1
     return sorted(
@@ -142,5 +134,5 @@ def _style(arm: str, arms: Sequence[str]) -> dict:
     }
 
 
-def _arms(found: Sequence[Point]) -> list[str]:
+def _arms(found: Sequence[FrontierPoint]) -> list[str]:
     return list(dict.fromkeys(point.arm for point in found))

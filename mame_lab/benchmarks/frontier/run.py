@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +17,12 @@ from mame_lab.benchmarks.frontier.equal_cost import solve_for
 from mame_lab.benchmarks.frontier.losses import Loss, Losses
 from mame_lab.benchmarks.frontier.settings import Frontier
 from mame_lab.data.datamodule import ImageData
+from mame_lab.data.files import write_csv
 from mame_lab.errors import MameLabError
 from mame_lab.measure.precision import converted, prepared
 
 
-class Point(NamedTuple):
+class FrontierPoint(NamedTuple):
     """One arm at one cost; None: not measured.
 
     Attributes:
@@ -58,21 +58,17 @@ class Point(NamedTuple):
 def run(settings: Frontier, model: nn.Module, method: object, data: ImageData, trainer: Trainer, folder: Path) -> None:
     """Measure all arms; write frontier.csv point by point, then a table and a plot of each measure."""
     found, count = [], len(_asked(settings))
-    with (folder / "frontier.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Point._fields)
-        for point in points(settings, model, data, trainer):
-            found.append(point)
-            writer.writerow(point)
-            file.flush()
-            print(escape(f"{len(found)}/{count} {_line(point)}"))
+    for point in points(settings, model, data, trainer):
+        found.append(point)
+        write_csv(folder / "frontier.csv", FrontierPoint._fields, found)
+        print(escape(f"{len(found)}/{count} {_line(point)}"))
     for measure in MEASURES:
         if any(getattr(point, measure.value) is not None for point in found):
             figure(found, measure).savefig(folder / f"frontier_{measure.name}.png", dpi=150)
             print(table(found, measure))
 
 
-def points(settings: Frontier, model: nn.Module, data: ImageData, trainer: Trainer) -> Iterator[Point]:
+def points(settings: Frontier, model: nn.Module, data: ImageData, trainer: Trainer) -> Iterator[FrontierPoint]:
     """All arms at the first cost, the reference in front, then at the next."""
     images, label_N = data.sample(min(settings.images, len(data.splits.test)))
     calibration = converted(data.sample(settings.calibration_images, "val")[0], trainer)
@@ -86,7 +82,7 @@ def points(settings: Frontier, model: nn.Module, data: ImageData, trainer: Train
             try:
                 setting, loss = _measure(losses, arm, asked, calibration)
             except MameLabError as error:
-                yield Point(arm, asked, reason=str(error))
+                yield FrontierPoint(arm, asked, reason=str(error))
                 continue
             if arm == REFERENCE:
                 references[asked] = loss
@@ -115,9 +111,9 @@ def _measure(losses: Losses, arm: str, asked: float, calibration: Tensor) -> tup
     return str(method), losses(method)
 
 
-def _point(arm: str, asked: float, setting: str, loss: Loss, reference: Loss | None) -> Point:
+def _point(arm: str, asked: float, setting: str, loss: Loss, reference: Loss | None) -> FrontierPoint:
     feature_ratio, token_ratio, top1_ratio = loss.ratios(reference)
-    point = Point(
+    point = FrontierPoint(
         arm, asked, loss.cost, loss.feature_error, feature_ratio, loss.token_error, token_ratio, setting=setting
     )
     if loss.top1 is None:
@@ -134,7 +130,7 @@ def _point(arm: str, asked: float, setting: str, loss: Loss, reference: Loss | N
     )
 
 
-def _line(point: Point) -> str:
+def _line(point: FrontierPoint) -> str:
     if point.cost is None:
         return f"{point.arm} at cost {point.asked} is not measured: {point.reason}"
     top1 = "" if point.top1 is None else f", top-1 {100 * point.top1:.1f} %"

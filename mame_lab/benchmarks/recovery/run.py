@@ -5,7 +5,6 @@ S seeds, M test images.
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from copy import deepcopy
@@ -15,18 +14,20 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
-from rich import box, print
+from rich import print
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
 from mame_lab.benchmarks.recovery.settings import Recovery
 from mame_lab.data.datamodule import ImageData
+from mame_lab.data.files import write_csv
 from mame_lab.errors import MameLabError
-from mame_lab.measure.comparison import check_classes, hits
+from mame_lab.measure.comparison import check_classes, outcomes
 from mame_lab.measure.cost import gflops
 from mame_lab.measure.paired import MeanChange
 from mame_lab.measure.precision import converted, prepared
+from mame_lab.measure.table import results_table
 from mame_lab.merging import Method, method_from
 from mame_lab.models import apply, checkpoint, family_of, shared_copy
 from mame_lab.models.checkpoint import Checkpoint
@@ -38,7 +39,7 @@ START = "model.weights"  # of a checkpoint's run: where it started from
 COUNTED = 16  # test images whose multiply-adds are counted
 
 
-class Point(NamedTuple):
+class RecoveryPoint(NamedTuple):
     """Two arms under one merging, over the seeds.
 
     Attributes:
@@ -70,9 +71,7 @@ def run(settings: Recovery, model: nn.Module, method: object, data: ImageData, t
     found = points(by_start(settings.checkpoints), model, data, trainer)
     if not trainer.is_global_zero:
         return
-    with (folder / "recovery.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerows([Point._fields, *found])
+    write_csv(folder / "recovery.csv", RecoveryPoint._fields, found)
     print(table(found))
 
 
@@ -99,7 +98,9 @@ def by_start(pattern: str | None) -> dict[str, list[Checkpoint]]:
     return runs
 
 
-def points(runs: dict[str, list[Checkpoint]], model: nn.Module, data: ImageData, trainer: Trainer) -> list[Point]:
+def points(
+    runs: dict[str, list[Checkpoint]], model: nn.Module, data: ImageData, trainer: Trainer
+) -> list[RecoveryPoint]:
     """All pairs, from the merging that costs most to the one that costs least.
 
     Args:
@@ -139,7 +140,7 @@ def _accuracy_of(
     classifier = family_of(start).classifier
     for model in models.values():
         check_classes(classifier(model), data.classes)
-    found = {name: hits_M2[:, 0] for name, hits_M2 in hits(models, classifier, data, trainer).items()}
+    found = {name: outcome["top1"] for name, outcome in outcomes(models, classifier, data, trainer).items()}
     for i, method in enumerate(methods):
         yield method, {arm: found.get(f"{i} {arm}", found[UNMERGED]) for arm in ARMS}
 
@@ -151,29 +152,20 @@ def _loaded(model: nn.Module, stored: Checkpoint, key: str) -> nn.Module:
     return copied
 
 
-def _point(setting: str, cost: float, arm: str, beside: str, hits_of: dict[str, Tensor]) -> Point:
+def _point(setting: str, cost: float, arm: str, beside: str, hits_of: dict[str, Tensor]) -> RecoveryPoint:
     """From which test images each arm hits (S, M)."""
     hits_SM, beside_SM = (hits_of[each].cpu().numpy() for each in (arm, beside))
     changes_S = hits_SM.mean(1) - beside_SM.mean(1)
     change = MeanChange.between(hits_SM, beside_SM)
     ends = float(changes_S.min()), float(changes_S.max())
-    return Point(setting, cost, len(hits_SM), arm, beside, hits_SM.mean(), beside_SM.mean(), *change, *ends)
+    return RecoveryPoint(setting, cost, len(hits_SM), arm, beside, hits_SM.mean(), beside_SM.mean(), *change, *ends)
 
 
-def table(found: list[Point]) -> Table:
+def table(found: list[RecoveryPoint]) -> Table:
     """A section for each merging, a row for each pair."""
     caption = "[low, high]: 95 % interval by the paired bootstrap of the test images, each with all its seeds."
-    rows = Table(
-        title="What fine-tuning merged brings back",
-        caption=Text(caption),
-        caption_justify="left",
-        box=box.HORIZONTALS,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    for header in ("cost", "seeds", "", "top-1, %", "points", "against"):
-        rows.add_column(header, no_wrap=True)
+    headers = "cost", "seeds", "", "top-1, %", "points", "against"
+    rows = results_table("What fine-tuning merged brings back", headers, caption, no_wrap=True)
     for setting in dict.fromkeys(point.setting for point in found):
         pairs = [point for point in found if point.setting == setting]
         rows.add_section()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,15 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch import Trainer
 from matplotlib.figure import Figure
-from rich import box, print
+from rich import print
 from rich.table import Table
 from torch import Tensor, nn
 
 from mame_lab.benchmarks.throughput.settings import Throughput
 from mame_lab.data.datamodule import ImageData
+from mame_lab.data.files import write_csv
 from mame_lab.measure import flops, speed
 from mame_lab.measure.cost import gflops
 from mame_lab.measure.precision import converted, prepared
+from mame_lab.measure.table import results_table
 from mame_lab.merging import METHODS, Method
 from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.plan import MergePlan
@@ -33,7 +34,7 @@ from mame_lab.models.compilation import check_compiles, compile_models
 UNMERGED = "unmerged"
 
 
-class Row(NamedTuple):
+class ThroughputRow(NamedTuple):
     """One arm at one batch size.
 
     Attributes:
@@ -62,13 +63,12 @@ def run(
 ) -> None:
     """Time all arms; print the table, write throughput.csv and throughput.png."""
     found = list(rows(settings, model, data, trainer))
-    with (folder / "throughput.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([Row._fields, *found])
+    write_csv(folder / "throughput.csv", ThroughputRow._fields, found)
     figure(found).savefig(folder / "throughput.png", dpi=150)
     print(table(found))
 
 
-def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Trainer) -> Iterator[Row]:
+def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Trainer) -> Iterator[ThroughputRow]:
     """All arms at the first batch size, then at the next; a compiled arm against the compiled unmerged model."""
     device = trainer.strategy.root_device
     model = prepared(model, trainer).eval()
@@ -95,7 +95,7 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
             speedup = speed.speedup(taken[name, how], taken[UNMERGED, how])
             merging = None if how or name == UNMERGED else median(taken[name, "steps"]) / seconds
             costs = ideal[name], padded[name], speedup / ideal[name]
-            yield Row(batch, f"{name} {how}".strip(), batch / seconds, speedup, *costs, merging)
+            yield ThroughputRow(batch, f"{name} {how}".strip(), batch / seconds, speedup, *costs, merging)
 
 
 def _padded_gflops(model: nn.Module, images: Tensor) -> float:
@@ -136,12 +136,10 @@ class _Spy(MethodWrapper):
         return super().plan(tokens, r)
 
 
-def table(found: list[Row]) -> Table:
+def table(found: list[ThroughputRow]) -> Table:
     """A section for each batch size."""
-    title = "Speed against the unmerged model, same weights, same run"
-    rows = Table(title=title, box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for header in ("batch", "", "samples/s", "speed-up", "ideal", "padded", "realised", "merging"):
-        rows.add_column(header)
+    headers = "batch", "", "samples/s", "speed-up", "ideal", "padded", "realised", "merging"
+    rows = results_table("Speed against the unmerged model, same weights, same run", headers)
     for row in found:
         cells = [row.arm, f"{row.samples_per_s:.1f}"]
         if not row.arm.startswith(UNMERGED):
@@ -154,7 +152,7 @@ def table(found: list[Row]) -> Table:
     return rows
 
 
-def figure(found: list[Row]) -> Figure:
+def figure(found: list[ThroughputRow]) -> Figure:
     """Speed-up over the batch size, one line for each method, with the FLOP-ideal one as a dashed line."""
     plot = Figure(figsize=(7, 5), layout="constrained")
     axes = plot.subplots()
