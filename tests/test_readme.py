@@ -19,7 +19,7 @@ import mame_lab
 from mame_lab.data import DATASETS
 from mame_lab.merging import METHODS
 from mame_lab.models import family_of
-from mame_lab.runs import config
+from mame_lab.runs import config, conflicts
 
 PATHS = [ROOT / "README.md", *sorted([*PACKAGE.rglob("README.md"), *(ROOT / "conf").rglob("README.md")])]
 README, *_ = TEXTS = [path.read_text() for path in PATHS]
@@ -55,7 +55,7 @@ def compose(entry: str, overrides: list[str]) -> config.Config:
     with open_dict(cfg):
         del cfg["hydra"]
     run = config.typed(ENTRIES[entry], config.plain(cfg))
-    config.check_read(run, overrides)
+    conflicts.check_read(run, overrides)
     return run
 
 

@@ -96,7 +96,7 @@ def test_every_method_for_grids_merges_and_is_removed(name):
         torch.manual_seed(0)
         merged.append(run(mame_lab.apply(unet, GRID[name](r=0.5)), **given))
     torch.testing.assert_close(merged[0][1:2], merged[1], rtol=1e-12, atol=1e-12)
-    assert family_of(unet).tokens(unet, inputs()["sample"]) == [48, 12, 6]
+    assert library_of(unet).tokens(unet, inputs()["sample"]) == [48, 12, 6]
     assert not torch.equal(run(unet), plain)
     assert torch.equal(run(mame_lab.remove(unet)), plain)
 
