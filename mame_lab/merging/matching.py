@@ -15,18 +15,18 @@ MEAN_TOLERANCE = 1e-4
 
 
 def cosine_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
-    """Cosine similarity of every target with every source, in float32 at least; -inf for padding.
+    """Cosine similarity of every target with every source, in float32 at least.
 
     Args:
         y_BNC: what is compared: the tokens or something of theirs.
-        tokens: says which are targets, sources and padding.
+        tokens: says which are targets and sources.
     """
     target_BTC, source_BSC = tokens.split(unit(y_BNC))
-    return _without_padding(target_BTC @ source_BSC.mT, tokens)
+    return target_BTC @ source_BSC.mT
 
 
 def ward_similarity(distance_BTS: Tensor, weight_BN1: Tensor, tokens: Tokens) -> Tensor:
-    """1 minus the Ward cost of merging every target with every source; -inf for padding.
+    """1 minus the Ward cost of merging every target with every source.
 
     The Ward cost is what a merge adds to the weighted sum of squared distances of all tokens from their merged
     representatives: w_t w_s / (w_t + w_s) times their squared distance. For two tokens of weight 1 and unit norm the
@@ -35,11 +35,11 @@ def ward_similarity(distance_BTS: Tensor, weight_BN1: Tensor, tokens: Tokens) ->
     Args:
         distance_BTS: the squared distance of every target and every source; it is overwritten.
         weight_BN1: how much each token weighs, such as its size.
-        tokens: says which are targets, sources and padding.
+        tokens: says which are targets and sources.
     """
     target_BT1, source_BS1 = tokens.split(1 / weight_BN1)
     cost_BTS = distance_BTS.div_(target_BT1 + source_BS1.mT)
-    return _without_padding(cost_BTS.neg_().add_(1), tokens)
+    return cost_BTS.neg_().add_(1)
 
 
 def squared_distance(y_BNC: Tensor, tokens: Tokens) -> Tensor:
@@ -71,7 +71,7 @@ def attraction(attention_BN1: Tensor, tokens: Tokens, of_attention: float, of_si
     for y_BN1, temperature in ((attention_BN1, of_attention), (tokens.size_BN1, of_size)):
         target_BT1, source_BS1 = tokens.split(y_BN1)
         score_BTS = score_BTS * (target_BT1 * source_BS1.mT) ** (-1 / temperature)
-    return score_BTS
+    return without_padding(score_BTS, tokens)
 
 
 def patch_mean(y_BPP: Tensor, tokens: Tokens) -> Tensor:
@@ -122,15 +122,16 @@ def unit(y_BNC: Tensor) -> Tensor:
     return y_BNC / threshold(norm_BN1, 1e-12, float("inf"))
 
 
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _without_padding(similarity_BTS: Tensor, tokens: Tokens) -> Tensor:
+def without_padding(similarity_BTS: Tensor, tokens: Tokens) -> Tensor:
+    """The similarity of every target and every source, -inf where one of them is padding."""
     if tokens.valid_BN is None:
         return similarity_BTS
     target_BT1, source_BS1 = tokens.split(tokens.valid_BN[..., None])
     return similarity_BTS.masked_fill(~(target_BT1 & source_BS1.mT), float("-inf"))
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _normalise_columns(W_BTS: Tensor) -> Tensor:

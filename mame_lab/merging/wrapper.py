@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Generic, Self, TypeVar
 
 from mame_lab.merging.method import SequenceMethod
 
@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from mame_lab.merging.tokens import Tokens
 
 
-class MethodWrapper(SequenceMethod):
+Base = TypeVar("Base", bound=SequenceMethod)
+
+
+class MethodWrapper(SequenceMethod, Generic[Base]):
     """Merges as `base` does; a subclass watches its steps, or changes them.
 
     Attributes:
         base: the method, in a block as that block is given it.
     """
 
-    base: SequenceMethod
+    base: Base
 
-    def __init__(self, base: SequenceMethod) -> None:
+    def __init__(self, base: Base) -> None:
         vars(self).update(vars(base), base=base, needs=base.needs)
 
     def schedule_for(self, depth: int) -> Schedule:

@@ -170,22 +170,23 @@ def _between(low: tuple[float, float], high: tuple[float, float], step: int) -> 
     return low[0] + (high[0] - low[0]) * low[1] / (low[1] - high[1])
 
 
-class _Pooled(MethodWrapper):
+class _Pooled(MethodWrapper[Adaptive]):
     """Removes as many tokens from the whole batch as the budget says, those of all samples that are closest.
 
     Attributes:
         taus: the thresholds at which that happened, block by block.
     """
 
-    base: Adaptive
-
     def __init__(self, base: Adaptive) -> None:
         super().__init__(base)
         self.taus: list[float] = []
 
     def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
+        from mame_lab.merging import matching
+
         assert r is not None
-        best = self.base.similarity(tokens).amax(1).flatten().sort(descending=True).values
+        similarity_BTS = matching.without_padding(self.base.similarity(tokens), tokens)
+        best = similarity_BTS.amax(1).flatten().sort(descending=True).values
         least = float(best[min(len(tokens.x_BNC) * r, len(best) - 1)])
         self.taus.append(min(max(least, -1.0), BELOW_1))
         return replace(self.base, r=None, clamp=False, tau=self.taus[-1]).plan(tokens, None)

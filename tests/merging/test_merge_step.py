@@ -162,9 +162,10 @@ def test_padding_never_matters(method, data):
     fewest = tokens.prefix + 2 * (r or 1)
     lengths = data.draw(st.lists(st.integers(min(fewest, longest), longest), min_size=batch, max_size=batch))
     valid_BN = torch.arange(longest) < torch.tensor(lengths)[:, None]
-    garbage = [torch.where(valid_BN[..., None], each, 7 * each.flip(1)) for each in tokens[:2]]
+    scale = data.draw(st.sampled_from([1, 7]))  # Copies of tokens are near to them by any measure.
+    garbage = [torch.where(valid_BN[..., None], x, scale * x.flip(1)) for x in tokens[:2]]
     key_BHND, query_BHND = (
-        torch.where(valid_BN[:, None, :, None], each, 7 * each.flip(2)) for each in (tokens.key_BHND, tokens.query_BHND)
+        torch.where(valid_BN[:, None, :, None], x, scale * x.flip(2)) for x in (tokens.key_BHND, tokens.query_BHND)
     )
     bias_B11N = torch.zeros(batch, 1, 1, longest, dtype=torch.float64).masked_fill(
         ~valid_BN[:, None, None], float("-inf")

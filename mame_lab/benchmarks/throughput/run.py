@@ -124,7 +124,7 @@ def _merge_steps(model: nn.Module, method: Method, images: Tensor) -> Callable[[
     return steps
 
 
-class _Spy(MethodWrapper):
+class _Spy(MethodWrapper[SequenceMethod]):
     """Merges as `base` does, and keeps what each step is given: the method as its block has it, tokens, and r."""
 
     def __init__(self, base: SequenceMethod) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mame_lab.merging.grid.assignment import Match
+from mame_lab.merging.matching import without_padding
 from mame_lab.merging.tokens import Tokens
 
 # How many times longer or shorter than asked for a window may be, so that all windows of a side are equal.
@@ -25,7 +26,7 @@ def match(similarity: Callable[[Tokens], Tensor], x_BNC: Tensor, grid: tuple[int
     """The nearest target of every source in its window.
 
     Args:
-        similarity: how alike every target and every source are, (M, T, S).
+        similarity: how alike every target and every source are, (M, T, S); any value for padding.
         x_BNC: the tokens of the grid, row by row.
         grid: its rows and columns.
         window: see `Grid`.
@@ -40,7 +41,7 @@ def match(similarity: Callable[[Tokens], Tensor], x_BNC: Tensor, grid: tuple[int
     x_MPC = windows(x_BNC, grid, height, width)
     size_MP1 = torch.ones(1, 1, 1, device=device).expand(*x_MPC.shape[:2], 1)
     tokens = Tokens(x_MPC, x_MPC, size_MP1, 0, valid_MP, partition=(targets_T, sources_S), windows=len(place_WP))
-    score_MS, nearest_MS = similarity(tokens).max(1)
+    score_MS, nearest_MS = without_padding(similarity(tokens), tokens).max(1)
     place_BWT = place_WP[:, targets_T].expand(batch, -1, -1)
     nearest_BWS = place_BWT.gather(2, nearest_MS.unflatten(0, (batch, -1)))
     source_R, nearest_BR, score_BR = place_WP[:, sources_S].flatten(), nearest_BWS.flatten(1), score_MS.view(batch, -1)
