@@ -6,11 +6,13 @@ from types import ModuleType
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from mame_lab.runs import config
 
 ROOT = Path(__file__).parents[1]
+ENTRIES = {"train": config.TrainConfig, "eval": config.EvalConfig}
+PIPELINE = ["model=sd_mini", "dataset=prompts"]
 
 # A ViT of 3 blocks on a handful of digits: seconds for a whole run.
 TINY = [
@@ -60,6 +62,19 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return compose(name, overrides, return_hydra_config=True)
+
+
+def values(name: str, *overrides: str) -> dict:
+    """The same as plain values, without Hydra's own part."""
+    cfg = compose_config(name, list(overrides))
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return config.plain(cfg)
+
+
+def typed(name: str, *overrides: str) -> config.Config:
+    """The same as the dataclasses of the parts."""
+    return config.typed(ENTRIES[name], values(name, *overrides))
 
 
 def load(name: str) -> ModuleType:

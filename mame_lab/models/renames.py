@@ -18,7 +18,12 @@ VALUES = {
 
 
 def upgraded(config: dict[str, Any], announce: bool = False) -> dict[str, Any]:
-    """A configuration, as plain values, in the names of this version; with `announce`, the log tells which changed."""
+    """A configuration, as plain values, in the names of this version.
+
+    Args:
+        config: of a checkpoint, or of a command line.
+        announce: it is of a command line: the log tells what is called otherwise now.
+    """
     config = deepcopy(config)
     for group, part in [*config.items(), ("mame", config.get("asked"))]:  # `asked`: a `mame` with its target
         if isinstance(part, dict):
@@ -35,5 +40,5 @@ def _upgrade(group: str, part: dict[str, Any], announce: bool) -> None:
             if announce:
                 log.warning("%s=%s is called %s=%s now", group, part[key], group, names[part[key]])
             part[key] = names[part[key]]
-    if group == "mame" and part.get("schedule") == "adaptive":
+    if group == "mame" and part.get("schedule") == "adaptive" and not announce:  # `Method` refuses it.
         part |= {"schedule": None, "solve": "adaptive"}

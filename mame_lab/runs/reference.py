@@ -76,7 +76,7 @@ def meanings(cls: type) -> dict[str, str]:
         section = re.search(r"^Args:\n((?:    .*\n?|\n)*)", inspect.cleandoc(each.__doc__ or ""), re.MULTILINE)
         entries = re.findall(r"^    ([\w, ]+): ((?:.|\n     )*)", section[1] if section else "", re.MULTILINE)
         for names, meaning in entries:
-            if not meaning.startswith("see `"):
+            if not re.fullmatch(r"see `\w+`\.", meaning.strip()):  # of a class that it inherits from
                 found |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
     return found
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import timm
 import yaml
-from commands import ROOT, compose_config
+from commands import ENTRIES, ROOT, compose_config, typed, values
 from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 
 from mame_lab import MameLabError, Ward
 from mame_lab.data import DATASETS
@@ -21,14 +21,6 @@ CHOICES = [(path.parent.name, path.stem) for path in sorted((ROOT / "conf").glob
 MODELS = sorted((ROOT / "conf/model").glob("*.yaml"))
 PIPELINES = {path.stem for path in MODELS if "family: diffusers" in path.read_text()}
 PROMPTS = [("model", "sd_mini"), ("dataset", "prompts"), ("benchmark", "denoiser")]
-ENTRIES = {"train": config.TrainConfig, "eval": config.EvalConfig}
-
-
-def values(entry: str, *overrides: str) -> dict:
-    cfg = compose_config(entry, list(overrides))
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return config.plain(cfg)
 
 
 def partners(group: str, choice: str) -> list[str]:
@@ -46,7 +38,7 @@ def test_every_choice_composes(entry, group, choice):
     others = partners(group, choice)
     if others and entry == "train":
         pytest.skip("pipelines are not trained")
-    run = config.typed(ENTRIES[entry], values(entry, f"{group}={choice}", *others))
+    run = typed(entry, f"{group}={choice}", *others)
     assert getattr(run, group) is not None
 
 
@@ -59,29 +51,8 @@ def test_models_are_published_by_timm(path: Path):
     assert model.get("pretrained") is False or model["name"] in timm.list_pretrained()
 
 
-@pytest.mark.parametrize(
-    ("entry", "overrides", "named"),
-    [
-        ("eval", ["dataset=prompts"], "model.name=vit_tiny_patch16_224 and dataset=prompts do not go together"),
-        ("eval", ["model=sd_mini"], "model.name=sd_mini and dataset=digits do not go together"),
-        ("train", ["model=sd_mini", "dataset=prompts"], "dataset=prompts is not trained on"),
-        ("eval", ["model=sd_mini", "dataset=prompts", "visualize=1"], "visualize and ckpt"),
-        ("eval", ["model=sd_mini", "dataset=prompts", "benchmark=frontier"], "benchmark=frontier and dataset=prompts"),
-        ("eval", ["benchmark=denoiser"], "benchmark=denoiser and dataset=digits"),
-        (
-            "eval",
-            ["benchmark=budgets", "compile=true"],
-            "compile=true is for one evaluation, not",
-        ),
-    ],
-)
-def test_pipelines_and_prompts_go_together(entry, overrides, named):
-    with pytest.raises(MameLabError, match=named):
-        config.typed(ENTRIES[entry], values(entry, *overrides))
-
-
 def test_defaults_are_those_of_the_parts():
-    run = config.typed(config.TrainConfig, values("train"))
+    run = typed("train")
     assert run.mame == Ward()
     composed = {name: values("eval", f"dataset={name}", *partners("dataset", name)) for name in DATASETS}
     assert {name: config.typed(config.EvalConfig, each).dataset for name, each in composed.items()} == {
@@ -91,32 +62,7 @@ def test_defaults_are_those_of_the_parts():
 
 def test_r_on_the_command_line_is_r_in_the_library():
     for r in (8, 0.1, [1, 2, 3, 4]):
-        assert config.typed(config.TrainConfig, values("train", f"mame.r={r}")).mame == Ward(r=r)
-
-
-@pytest.mark.parametrize(
-    ("override", "line"),
-    [
-        ("mame.tua=0.9", "mame.tua: Key 'tua' not in 'Ward' (did you mean tau?)"),
-        ("mame.grid.windows=8", "mame.grid.windows: Key 'windows' not in 'Grid' (did you mean window?)"),
-        ("mame.flops=high", "mame.flops: Value 'high' of type 'str' could not be converted to Float"),
-        (
-            "trainer.max_epoch=3",
-            "trainer.max_epoch: Key 'max_epoch' not in 'TrainerSettings' (did you mean max_epochs?)",
-        ),
-        ("dataset.batch_size=few", "dataset.batch_size: Value 'few' of type 'str' could not be converted to Integer"),
-        ("learning_rate=1", "learning_rate: Key 'learning_rate' not in 'TrainConfig'"),
-        ("model=vit_bb", "model=vit_bb is not known (did you mean vit_b"),
-        ("optimizer=sgd", "optimizer"),
-        ("mame.r=[1,2", "[1,2"),
-    ],
-)
-def test_a_wrong_key_or_type_fails_at_composition_in_one_line(override, line):
-    with pytest.raises(HydraException) as error:
-        values("train", override)
-    told = cli.explain(error.value)
-    assert line in told
-    assert "\n" not in told
+        assert typed("train", f"mame.r={r}").mame == Ward(r=r)
 
 
 @pytest.mark.parametrize(
@@ -187,31 +133,6 @@ def test_an_empty_value_is_no_value(entry, override, key):
 
 def test_an_empty_negative_prompt_is_a_value():
     assert values("eval", "model=sd_mini", "dataset=prompts", "dataset.negative=")["dataset"]["negative"] == ""
-
-
-def test_a_key_that_is_added_and_not_known_is_named():
-    with pytest.raises(MameLabError, match=r"^trainer.epochs is not known: correct it"):
-        config.typed(config.EvalConfig, values("eval", "+trainer.epochs=1"))
-
-
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [("mame.tau=2", "mame.tau=2"), ("mame.r=-1", "mame.r=-1"), ("speed.seconds=0", "speed.seconds")],
-)
-def test_a_value_out_of_range_fails_before_anything_is_built(override, named):
-    with pytest.raises(MameLabError, match=named):
-        config.typed(config.TrainConfig, values("train", override))
-
-
-@pytest.mark.parametrize("number", [-1, 65])
-def test_visualize_has_a_range(number):
-    with pytest.raises(MameLabError, match=f"visualize={number} is out of range"):
-        config.typed(config.EvalConfig, values("eval", f"visualize={number}"))
-
-
-def test_pictures_are_of_one_evaluation():
-    with pytest.raises(MameLabError, match="visualize=2 draws one evaluation, and benchmark=frontier compares many"):
-        config.typed(config.EvalConfig, values("eval", "visualize=2", "benchmark=frontier"))
 
 
 def test_unknown_choice_in_stored_values_is_named():
@@ -316,41 +237,6 @@ def test_a_key_that_is_not_for_the_method_of_a_checkpoint_is_named():
 def test_a_budget_stays_truncated_at_another_budget():
     merged = config.override(values("train", "mame.r=8", "mame.clamp=true"), values("eval", "mame.r=9"), ["mame.r=9"])
     assert config.typed(config.EvalConfig, merged).mame == Ward(r=9, clamp=True)
-
-
-@pytest.mark.parametrize(
-    ("entry", "overrides", "unread"),
-    [
-        ("eval", ["benchmark=throughput", "mame.r=8"], "mame.r=8 has no meaning beside benchmark=throughput"),
-        ("eval", ["benchmark=frontier", "mame=tome"], "mame=tome has no meaning beside benchmark=frontier"),
-        ("eval", ["benchmark=grid_attention", "speed.seconds=1"], "speed.seconds=1 has no meaning beside"),
-        ("eval", [*(f"{k}={v}" for k, v in PROMPTS), "mame.r=0.5"], "mame.r=0.5 has no meaning beside benchmark=den"),
-        ("eval", ["benchmark=budgets", "speed.batch_size=8"], "speed.batch_size=8 has no meaning beside benchmark=bud"),
-        (
-            "eval",
-            [*(f"{k}={v}" for k, v in PROMPTS), "dataset.steps=3"],
-            "dataset.steps=3 has no meaning beside bench",
-        ),
-        ("eval", [*(f"{k}={v}" for k, v in PROMPTS[:2]), "speed.batch_size=3"], "speed.batch_size=3 has no meaning"),
-        ("train", ["dataset.augment=none", "dataset.min_crop_area=0.1"], "dataset.min_crop_area=0.1 has no meaning"),
-    ],
-)
-def test_a_key_that_is_given_is_read(entry, overrides, unread):
-    run = config.typed(ENTRIES[entry], values(entry, *overrides))
-    with pytest.raises(MameLabError, match=f"^{unread}"):
-        config.check_read(run, overrides)
-
-
-@pytest.mark.parametrize("overrides", [["benchmark=budgets", "mame.blocks=2"], ["mame.r=8", "speed.seconds=1"]])
-def test_keys_that_are_read_are_taken(overrides):
-    config.check_read(config.typed(config.EvalConfig, values("eval", *overrides)), overrides)
-
-
-@pytest.mark.parametrize("override", ["model.templates=simple", "model.tokenizer=/x"])
-@pytest.mark.parametrize("model", ["vit_mini", "hf_vit_b"])
-def test_texts_are_for_heads_of_texts(model, override):
-    with pytest.raises(MameLabError, match=f"^{override} is for model.family=open_clip"):
-        config.typed(config.EvalConfig, values("eval", f"model={model}", override))
 
 
 def test_other_words_leave_the_amount_of_a_checkpoint():

@@ -1,7 +1,6 @@
 """train.py and eval.py as their user meets them."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -131,55 +130,6 @@ def test_real_pretrained_model_with_random_weights_runs_through(entry_point, tmp
     assert Result.load(tmp_path / "result.json").merged.tokens[-1] == 197 - 8 * 8
 
 
-def test_bad_inputs_name_the_key(entry_point, tmp_path, folder):
-    entry_point("train", tmp_path / "run", *TINY)
-    best = tmp_path / "run/checkpoints/best.ckpt"
-    weights = backbone(tmp_path / "w.safetensors")
-    shutil.copytree(folder / "dark", tmp_path / "single/dark")
-    (tmp_path / "empty/only_class").mkdir(parents=True)
-    broken = folder / "dark/0.png"
-    broken.write_bytes(broken.read_bytes()[:50])
-    images = ["dataset=imagefolder", f"dataset.root={folder}", "dataset.num_workers=0"]
-    foreign = tmp_path / "foreign.ckpt"
-    torch.save({"config": 1, "state_dict": {}}, foreign)
-    empty = tmp_path / "empty.ckpt"
-    empty.touch()
-    for split in ("train", "val"):
-        shutil.copytree(folder / "bright", tmp_path / "one" / split / "a")
-    (tmp_path / "halves/train").mkdir(parents=True)
-    cases = [
-        ("eval", [f"ckpt={foreign}"], "is no checkpoint of train.py"),
-        ("eval", [f"ckpt={empty}"], r"empty.ckpt is empty \(0 bytes\): give another best.ckpt"),
-        ("eval", [f"ckpt={tmp_path / 'run'}"], "run is a folder: give the best.ckpt"),
-        ("eval", [f"ckpt={best}", f"model.weights={best}"], "exclude each other: give one of the two"),
-        ("eval", [f"ckpt={best}", "benchmark=budgets", "mame.flops=0.8"], "benchmark=budgets and mame=ward.flops=0.8"),
-        (
-            "train",
-            [*TINY, "dataset=imagefolder", f"dataset.root={tmp_path / 'one'}"],
-            "dataset=imagefolder has one class alone, a: add",
-        ),
-        ("train", [*TINY, "dataset=imagefolder", f"dataset.root={tmp_path / 'halves'}"], "has no val"),
-        ("train", [*TINY, "dataset=imagefolder", f"dataset.root={tmp_path / 'single'}"], "one class folder alone"),
-        ("eval", ["ckpt=no.ckpt"], "ckpt=no.ckpt does not exist"),
-        ("eval", [f"ckpt={weights[2].partition('=')[2]}"], "is no checkpoint of train.py"),
-        ("eval", [f"ckpt={best}", "model=vit_ti", "model.pretrained=false"], f"ckpt={best} does not fit the model"),
-        ("eval", [f"ckpt={best}", "dataset=imagefolder", f"dataset.root={folder}"], "10 classes and the dataset 2"),
-        ("eval", [*TINY, "mame.r=60"], "mame.r=60 is too large"),
-        ("train", [*TINY, "dataset=imagefolder", "dataset.root=no/such"], "dataset.root=no/such"),
-        ("train", [*TINY, "dataset=imagefolder", f"dataset.root={tmp_path / 'empty'}"], "only_class"),
-        ("train", [*TINY, *images, "trainer.limit_train_batches=1.0"], "0.png"),
-        ("train", [*TINY, "finetune=head", "finetune.train=[heads]"], "finetune.train=heads"),
-        ("train", [*TINY, "trainer.precision=12"], "trainer"),
-        ("train", [*TINY, "finetune.train=[]"], r"finetune.train=\[\] trains nothing: name modules"),
-        ("train", [*TINY, "mame.flops=0.6", "mame.schedule=learned"], "mame.schedule=learned is not known here"),
-    ]
-    for name, overrides, message in cases:
-        with pytest.raises(MameLabError, match=message) as error:
-            entry_point(name, tmp_path / "bad", *overrides)
-        assert "\n" not in str(error.value), overrides
-        assert not (tmp_path / "bad/result.json").exists()
-
-
 def test_pictures_and_the_effect_of_the_batch(entry_point, tmp_path, capsys):
     entry_point("eval", tmp_path / "union", *TINY, "mame.batching=union", "mame.tau=0.5", "visualize=2")
     assert "mame.batching=union" in capsys.readouterr().out.partition("Measured on")[2].partition("share of GFLOPs")[0]
@@ -208,49 +158,11 @@ def command(*arguments: str, cwd: Path, timeout: float = 250, **options) -> subp
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=timeout, **options)
 
 
-@pytest.mark.parametrize(
-    ("override", "line"),
-    [
-        ("mame.tua=1", "error: mame.tua: Key 'tua' not in"),
-        ("mame.r=80", "error: mame.r=80 is too large for block 0"),
-        ("dataset.root=/photos (1)", "error: dataset.root=/photos (1) cannot be parsed"),
-        ("hydra.run.dir=", "error: hydra.run.dir= is empty"),
-        ("hydra.run.dir=''", "error: hydra.run.dir= is empty"),
-        ("model.weights=/x/${y}", "error: model.weights: Interpolation key 'y' not found"),
-        ("mame=null", "error: mame, model, dataset, ... take the name of a file of conf/GROUP"),
-        (
-            "hydra.run.dir=/dev/null/run",
-            "error: /dev/null/run: Not a directory: make room or give another hydra.run.dir",
-        ),
-    ],
-)
-def test_a_wrong_input_is_one_line_and_a_failure(override, line, tmp_path):
-    done = command(str(ROOT / "train.py"), override, cwd=tmp_path)
-    assert done.returncode == 1
-    assert done.stderr.startswith(line)
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
-
-
 def test_a_relative_path_is_from_where_the_command_was_given(folder, tmp_path):
     images = ["dataset=imagefolder", f"dataset.root={folder.name}", "dataset.batch_size=60"]
     done = command(str(ROOT / "eval.py"), *TINY, *images, "model.num_classes=2", "hydra.job.chdir=true", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("outputs/eval/*/result.json"))) == 1
-
-
-HELP = """
-import atexit, runpy, sys
-sys.argv = [PATH, "--help"]
-atexit.register(lambda: print("torch" in sys.modules))
-runpy.run_path(PATH, run_name="__main__")
-"""
-
-
-def test_help_needs_no_torch(tmp_path):
-    done = command("-c", f"PATH = {str(ROOT / 'train.py')!r}{HELP}", cwd=tmp_path)
-    assert "Groups: choose one file of conf/" in done.stdout
-    assert done.stdout.rstrip().endswith("False")
 
 
 @pytest.mark.slow

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import clips
 import pytest
-from commands import ROOT, SD_MINI, TINY, compose_config
+from commands import ROOT, SD_MINI, TINY, typed
 from hydra.errors import ConfigCompositionException
-from omegaconf import open_dict
 
 from mame_lab.measure.result import Result
 from mame_lab.runs import cli, config
@@ -15,7 +14,7 @@ from mame_lab.solver import solve
 
 ALL = sorted((ROOT / "conf/experiment").glob("*.yaml"))
 PATHS = [path for path in ALL if "# Published:" in path.read_text()]
-OURS = [path for path in ALL if path not in PATHS]
+OURS = [path for path in ALL if path not in PATHS and path.stem != "debug"]
 FIELDS = ["Command", "Weights", "Data", "Published", "Measured"]
 SMALL = ["mame.blocks=3", *(override for override in TINY if not override.startswith("model."))]
 RANDOM = ["model.pretrained=false", "model.weights=null", "dataset=digits", "dataset.batch_size=16"]
@@ -42,11 +41,9 @@ def command(path: Path, key: str = "Command") -> tuple[str, list[str]]:
     return entry, overrides.split()
 
 
-def composed(entry: str, overrides: list[str]) -> config.Config:
-    cfg = compose_config(entry, overrides)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    return config.typed({"train": config.TrainConfig, "eval": config.EvalConfig}[entry], config.plain(cfg))
+def typed_by(path: Path, key: str = "Command") -> config.Config:
+    entry, overrides = command(path, key)
+    return typed(entry, *overrides)
 
 
 def test_there_is_one_for_each_model_of_the_claims():
@@ -73,7 +70,7 @@ def test_the_header_says_what_it_takes_and_what_to_expect(path):
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_the_commands_of_the_header_compose(path):
-    run = composed(*command(path))
+    run = typed_by(path)
     if not run.generates:
         assert run.dataset.name in ("imagenet", "kinetics400")
         assert run.dataset.root == "FOLDER"
@@ -81,14 +78,14 @@ def test_the_commands_of_the_header_compose(path):
     assert (run.mame.r if run.generates else run.mame.flops) < 1
     assert (run.model.weights == "FILE") is header(path)["Weights"].startswith("FILE is")
     for key in {"Before", "Unmerged"} & set(header(path)):
-        plain = composed(*command(path, key))
+        plain = typed_by(path, key)
         assert plain.mame.schedule_for(12).off
         assert plain.model.name == run.model.name
 
 
 @pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
 def test_our_own_compose_too(path):
-    run, before = composed(*command(path)), composed(*command(path, "Before"))
+    run, before = typed_by(path), typed_by(path, "Before")
     assert run.mame.has_target
     assert before.mame.schedule_for(12).off
     assert run.finetune.cache is before.finetune.cache is True
@@ -100,7 +97,7 @@ def test_it_runs_on_stand_ins(path, entry_point, tmp_path, tmp_path_factory, mon
     monkeypatch.setattr(solve, "CALIBRATION_IMAGES", 2)
     entry, overrides = command(path)
     own = [override for override in overrides if override.startswith("experiment=")]
-    asked = composed(entry, own)
+    asked = typed(entry, *own)
     if asked.model.family == "open_clip":
         clips.register(tmp_path_factory.mktemp("open_clip"))
         monkeypatch.setenv("MAME_LAB_CACHE", str(tmp_path / "cache"))
@@ -112,7 +109,20 @@ def test_it_runs_on_stand_ins(path, entry_point, tmp_path, tmp_path_factory, mon
         assert result.conditions.dtype == asked.trainer.precision
 
 
+@pytest.mark.parametrize(("key", "timed"), [("Command", "train"), ("Evaluate", "eval")])
+def test_debug_takes_a_batch_and_looks_for_anomalies(entry_point, tmp_path, monkeypatch, capsys, key, timed):
+    entry, overrides = command(ROOT / "conf/experiment/debug.yaml", key)
+    assert entry == timed
+    asked = []
+    monkeypatch.setattr("torch.autograd.set_detect_anomaly", lambda mode, *_: asked.append(mode))
+    entry_point(entry, tmp_path, *overrides, *(override for override in TINY if override.startswith("model.")))
+    assert Result.load(tmp_path / "result.json").merged.top1.total == 16
+    assert not list(tmp_path.glob("checkpoints/*"))
+    assert "Epoch" not in capsys.readouterr().out
+    assert (True in asked) == (entry == "train")
+
+
 def test_evaluating_a_claim_of_training_is_refused():
     with pytest.raises(ConfigCompositionException) as raised:
-        composed("eval", ["experiment=vit_b_last_layer"])
+        typed("eval", "experiment=vit_b_last_layer")
     assert "Could not override 'finetune'" in cli.explain(raised.value)

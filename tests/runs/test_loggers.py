@@ -8,6 +8,7 @@ import sys
 from dataclasses import replace
 from unittest import mock
 
+import numpy as np
 import pytest
 import wandb
 from commands import TINY, compose_config
@@ -15,10 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.loggers import WandbLogger
 
+from mame_lab import MameLabError
 from mame_lab.measure.conditions import Conditions
 from mame_lab.measure.proportion import Proportion
 from mame_lab.measure.result import ModelMeasurement, Result
-from mame_lab.runs.loggers import TRADEOFF, Csv, Wandb, log_result
+from mame_lab.runs.loggers import TRADEOFF, Csv, TensorBoard, Wandb, log_pictures, log_result
 
 CONFIG = {"optim": {"lr": 0.1, "betas": [0.9, 0.95]}, "mame": {"r": None}}
 UNMERGED = ModelMeasurement(
@@ -214,3 +216,43 @@ def test_a_run_that_goes_on_is_the_same_run_of_wandb(lonely):
     os.environ["WANDB_MODE"] = "offline"
     ids = [Wandb().build(lonely, {}, step)[1].experiment.id for step in (0, 5, 0)]
     assert ids[0] == ids[1] != ids[2]
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Stands for TensorBoard's writer, which may not be installed: lists what it is given."""
+    calls = []
+
+    class SummaryWriter:
+        def __init__(self, **options):
+            calls.append(("start", options))
+
+        def __getattr__(self, name):
+            return lambda *arguments, **options: calls.append((name, *arguments, options))
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", mock.Mock(SummaryWriter=SummaryWriter))
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARD_AVAILABLE", False)
+    monkeypatch.setattr("lightning.fabric.loggers.tensorboard._TENSORBOARDX_AVAILABLE", True)
+    return calls
+
+
+def test_tensorboard_holds_the_result_and_the_pictures(written, tmp_path):
+    from matplotlib.image import imsave
+
+    loggers = TensorBoard().build(tmp_path, CONFIG, step=5)
+    log_result(loggers, RESULT, step=8)
+    imsave(tmp_path / "merging.png", np.zeros((4, 6, 3)))
+    log_pictures(loggers, {"merging": tmp_path / "merging.png"})
+    assert written[0] == ("start", {"log_dir": str(tmp_path / "tensorboard"), "purge_step": 5})
+    scalars = {call[1]: call[2:4] for call in written if call[0] == "add_scalar"}
+    assert scalars == {name: (value, 8) for name, value in RESULT.metrics().items()}
+    ((_, name, image, options),) = [call for call in written if call[0] == "add_image"]
+    assert (name, image.shape, options) == ("merging", (4, 6, 4), {"dataformats": "HWC"})
+    assert read_csv(tmp_path) == [{"step": 8, **RESULT.metrics()}]
+
+
+def test_without_tensorboard_the_error_says_what_to_install(tmp_path, monkeypatch):
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{name}", False)
+    with pytest.raises(MameLabError, match=r"^logger=tensorboard needs more: pip install 'mame_lab\[tensorboard\]'$"):
+        TensorBoard().build(tmp_path, CONFIG)
