@@ -31,9 +31,13 @@ class MergingBackbone(_OfTransformers, MergingTransformer):
     """A transformers backbone with merging.
 
     `forward` gives transformers' shapes: the tokens, hidden states too, are restored (MaRe) to the full sequence.
+
+    Attributes:
+        pooling: the part that pools its tokens, where the library's classifier calls it and makes nothing of it.
     """
 
     blocks_at: ClassVar[str] = "encoder.layer"
+    pooling: ClassVar[str] = ""
 
     @abstractmethod
     def embed_pixels(self, pixel_values: Tensor, **options: Any) -> Tensor:
@@ -103,7 +107,7 @@ class MergingClassifier(_OfTransformers, merging_transformer.MergingClassifier):
     ) -> ImageClassifierOutput:
         refuse_fx(pixel_values)
         check_applied(self)
-        check_hooks(self, around(self.transformer()))
+        check_hooks(self, bypassed(self.transformer(), type(self.transformer())))
         if isinstance(pixel_values, BlockInput):
             return ImageClassifierOutput(logits=self.logits_from(pixel_values))
         return self._classified(pixel_values, labels, num_items_in_batch, **options)
@@ -120,9 +124,10 @@ class MergingClassifier(_OfTransformers, merging_transformer.MergingClassifier):
         return ImageClassifierOutput(loss=loss, logits=logits_BK, hidden_states=hidden_states)
 
 
-def around(backbone: MergingTransformer) -> list[nn.Module]:
-    """The parts of a classifier that its layers are called without."""
-    return [backbone, *containers(backbone, backbone.blocks_at)]
+def bypassed(backbone: nn.Module, merging: type[MergingBackbone]) -> list[nn.Module]:
+    """The parts of a classifier that are not called while tokens merge in its backbone, which becomes `merging`."""
+    pooling = getattr(backbone, merging.pooling, None)
+    return [backbone, *containers(backbone, merging.blocks_at), *([] if pooling is None else pooling.modules())]
 
 
 def prefix_of(backbone: Any) -> int:
