@@ -37,10 +37,11 @@ TRANSFORMERS = {
     "hf_registers": ("Dinov2WithRegisters", {"layerscale_value": 0.5}),
     "videomae": ("VideoMAE", {"intermediate_size": 192} | VIDEO),
     "hf_siglip": ("Siglip", {"intermediate_size": 192}),
+    "hf_clip": ("CLIP", {"intermediate_size": 192}),
 }
 # What the classifier's configuration has within, that of its image tower.
-TOWERS = ("hf_siglip",)
-FAMILIES = [*sorted(TIMM), "hf_dinov2", "hf_siglip", "hf_vit", "videomae"]
+TOWERS = ("hf_clip", "hf_siglip")
+FAMILIES = [*sorted(TIMM), "hf_clip", "hf_dinov2", "hf_siglip", "hf_vit", "videomae"]
 
 
 def build(family: str, **arguments) -> nn.Module:

@@ -59,6 +59,24 @@ def test_a_saved_folder_and_its_file_are_the_model(name, tmp_path):
     assert model.eval()(x).shape == (4, 5)
 
 
+@pytest.mark.parametrize(("name", "both"), [("hf_siglip", "SiglipModel"), ("hf_clip", "CLIPModel")])
+@torch.no_grad()
+def test_an_image_tower_comes_out_of_the_published_pair(name, both, tmp_path):
+    """Without a head, as the text tower is left out; its feature is that of the tokens of the pair's image tower."""
+    vision = backbone(build(name, depth=2)).config.to_dict()
+    text = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 32}
+    config = getattr(transformers, both).config_class(vision_config=vision, text_config=text, projection_dim=48)
+    pair = getattr(transformers, both)(config).eval()
+    pair.save_pretrained(tmp_path)
+    model, x = library.load(ModelSettings(name="any", weights=str(tmp_path))).eval(), inputs(name).float()
+    assert isinstance(library.classifier(model), nn.Identity)
+    tokens_BNC = pair.vision_model(x).last_hidden_state
+    torch.testing.assert_close(backbone(model)(x).last_hidden_state, tokens_BNC)
+    torch.testing.assert_close(model(x), tokens_BNC[:, library.prefix(model) :].mean(1))
+    merged = mame_lab.apply(model, r=3)(x)
+    assert merged.shape == (4, 48)
+
+
 def test_config_json_rules_and_args_come_on_top(tmp_path):
     build("hf_dinov2", depth=2).save_pretrained(tmp_path)
     folder = {"weights": str(tmp_path), "pretrained": True}
@@ -159,6 +177,8 @@ PUBLISHED = {
     "hf_vit_b": (86.57, 17.56, (224, 224)),
     "hf_dinov2_s": (22.83, 6.12, (224, 224)),
     "hf_dinov2_b": (88.12, 23.16, (224, 224)),
+    "hf_siglip_b": (92.88, 17.71, (224, 224)),
+    "hf_clip_b": (85.80, 17.56, (224, 224)),
     "videomae_b": (86.53, 180.3, (224, 224)),
     "videomae_l": (304.1, 596.8, (224, 224)),
     "videomae_mini": (0.965, 0.06449, (32, 32)),
