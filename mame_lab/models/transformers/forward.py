@@ -18,6 +18,7 @@ from mame_lab.models.merging_transformer import MergingTransformer
 from mame_lab.models.parts import check_applied, check_hooks, containers, own_signature
 from mame_lab.models.split_forward import BlockInput
 from mame_lab.models.tracing import refuse_fx
+from mame_lab.models.transformers.preprocessing import sides
 
 
 class _OfTransformers(nn.Module):
@@ -65,10 +66,11 @@ class MergingBackbone(_OfTransformers, MergingTransformer):
     @own_signature
     def forward(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
         refuse_fx(pixel_values)  # Before a decorator takes all arguments, as those of torch.fx cannot be.
-        return self._restored(pixel_values, **options)
+        return self.restored(pixel_values, **options)
 
     @can_return_tuple
-    def _restored(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
+    def restored(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
+        """What the model returns."""
         x_BKC, state, hidden_states = self.encode_all(pixel_values, record=True, **options)
         return self.output(state.restore(x_BKC), hidden_states=hidden_states)
 
@@ -133,6 +135,12 @@ def bypassed(backbone: nn.Module, merging: type[MergingBackbone]) -> list[nn.Mod
 def prefix_of(backbone: Any) -> int:
     """Tokens at the front that never merge: class and registers."""
     return has_class_token(backbone) + getattr(backbone.config, "num_register_tokens", 0)
+
+
+def grid_of(config: Any, x: Tensor) -> tuple[int, ...]:
+    """Rows and columns of the patch tokens of images (B, 3, H, W); of videos (B, T, 3, H, W) time in front."""
+    height, width = (side // patch for side, patch in zip(x.shape[-2:], sides(config.patch_size), strict=True))
+    return (height, width) if x.ndim == 4 else (x.shape[1] // config.tubelet_size, height, width)
 
 
 def has_class_token(backbone: Any) -> bool:
