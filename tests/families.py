@@ -36,8 +36,12 @@ TRANSFORMERS = {
     "hf_dinov2": ("Dinov2", {"layerscale_value": 0.5}),
     "hf_registers": ("Dinov2WithRegisters", {"layerscale_value": 0.5}),
     "videomae": ("VideoMAE", {"intermediate_size": 192} | VIDEO),
+    "hf_siglip": ("Siglip", {"intermediate_size": 192}),
+    "hf_clip": ("CLIP", {"intermediate_size": 192}),
 }
-FAMILIES = [*sorted(TIMM), "hf_dinov2", "hf_vit", "videomae"]
+# What the classifier's configuration has within, that of its image tower.
+TOWERS = ("hf_clip", "hf_siglip")
+FAMILIES = [*sorted(TIMM), "hf_clip", "hf_dinov2", "hf_siglip", "hf_vit", "videomae"]
 
 
 def build(family: str, **arguments) -> nn.Module:
@@ -80,7 +84,11 @@ def _build_transformers(family: str, **arguments) -> nn.Module:
     name, traits = TRANSFORMERS[family]
     sizes = {names.get(key, key): value for key, value in (SMALL | arguments).items()}
     head = "ForVideoClassification" if family == "videomae" else "ForImageClassification"
-    config = getattr(transformers, f"{name}Config")(**(sizes | traits))
+    if family in TOWERS:
+        sizes = {"num_labels": sizes.pop("num_labels"), "vision_config": sizes | traits}
+    else:
+        sizes |= traits
+    config = getattr(transformers, f"{name}Config")(**sizes)
     return getattr(transformers, f"{name}{head}")(config)
 
 
@@ -120,7 +128,9 @@ def copies(model: nn.Module, batch: int = 3) -> torch.Tensor:
 def forget_positions(model: nn.Module) -> None:
     """No position embedding, and every patch turned by the same rotary embedding."""
     if of_transformers(model):
-        model.base_model.embeddings.position_embeddings.data.zero_()
+        embeddings = backbone(model).embeddings
+        learned = getattr(embeddings, "position_embedding", None)
+        (embeddings.position_embeddings if learned is None else learned.weight).data.zero_()
         return
     if model.pos_embed is not None:
         nn.init.zeros_(model.pos_embed)
@@ -132,6 +142,11 @@ def forget_positions(model: nn.Module) -> None:
 
 def _last_row(x_NC: torch.Tensor) -> torch.Tensor:
     return x_NC[..., -1:, :].expand_as(x_NC)
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """The part of a model that holds its blocks."""
+    return family_of(model).transformer(model)
 
 
 def of_transformers(model: nn.Module) -> bool:
@@ -146,7 +161,7 @@ def logits(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def features(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The full grid (B, N, C), prefix in front: after the final norm, and after each block."""
     if of_transformers(model):
-        output = model.base_model(x, output_hidden_states=True)
+        output = backbone(model)(x, output_hidden_states=True)
         return output.last_hidden_state, list(output.hidden_states[1:])
     last, pairs = model.forward_intermediates(x, return_prefix_tokens=True, output_fmt="NLC")
     return last, [torch.cat(pair[::-1], 1) if model.num_prefix_tokens else pair for pair in pairs]
@@ -162,7 +177,7 @@ def logits_of_features(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 def state(model: nn.Module, x: torch.Tensor):
     """The MergeState after the last block."""
-    return (model.base_model if of_transformers(model) else model).encode(x)[1]
+    return backbone(model).encode(x)[1]
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

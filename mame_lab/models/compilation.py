@@ -24,7 +24,7 @@ def check_compiles(model: nn.Module, device: torch.device | str, key: str = "com
     if method is not None and method.is_adaptive:
         raise MameLabError(
             f"{key}=true needs a budget: mame={method.method} without mame.r lets the images decide how many tokens "
-            f"leave, so that it compiles to dozens of graphs; set mame.r or {key}=false"
+            f"are removed, so that it compiles to dozens of graphs; set mame.r or {key}=false"
         )
     if method is not None and "graph" in method.gives_up:
         raise MameLabError(

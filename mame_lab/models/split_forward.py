@@ -1,4 +1,4 @@
-"""A model in two parts: what comes before a stage, and what goes on from there.
+"""A forward pass in two parts: what comes before a stage, and what follows from there.
 
 The stages of a model of D blocks are its blocks 0 to D - 1, the final norm with the pooling (D), and the head (D + 1).
 S samples, B batch, N tokens, C channels.
@@ -7,14 +7,17 @@ S samples, B batch, N tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState, attention_bias
+
+if TYPE_CHECKING:
+    from mame_lab.models.merging_transformer import MergingClassifier
 
 
 class Sample(NamedTuple):
@@ -34,15 +37,15 @@ class Sample(NamedTuple):
 
 
 class BlockInput(NamedTuple):
-    """What of a batch enters a stage. A model from a family's `staged` gives it (`halfway`), and takes it as input.
+    """What of a batch enters a stage. `MergingClassifier.block_input` gives it, and the model takes it as input.
 
-    Plans are not part of it: they restore the full sequence, which no logits need; `origin_BN` says where tokens lie.
+    Plans are not part of it, for logits need no full sequence; `origin_BN` says where the tokens lie.
 
     Attributes:
         stage: the number of the stage.
         x_BNC: as `Sample.x_NC`, shorter samples padded.
         size_BN1, origin_BN, valid_BN: as in `MergeState`.
-        logits_BK: what a teacher says of the samples, where it was asked.
+        logits_BK: those of a teacher, where there is one.
     """
 
     stage: int
@@ -95,11 +98,11 @@ def join(stage: int, samples: list[Sample]) -> BlockInput:
     )
 
 
-def first_trained(split_model: nn.Module, depth: int, x: Tensor) -> int:
+def first_trained(split_model: MergingClassifier, depth: int, x: Tensor) -> int:
     """The first stage that holds what trains; -1 if something before all blocks does.
 
     Args:
-        staged: of a family's `staged`, with D = `depth` blocks.
+        split_model: of a family's `splittable_copy`, with D = `depth` blocks.
         x: an input of it, the batch of any size.
     """
     with torch.enable_grad():

@@ -169,7 +169,7 @@ def test_packed_on_keys_equals_padded():
 @pytest.mark.parametrize("method", [Ward(tau=0.8), ToMe(r=5)], ids=lambda method: method.method)
 @torch.no_grad()
 def test_a_step_is_given_what_its_block_computed(method: Method):
-    """Inputs are what attention was given, tokens what the MLP gets where nothing leaves."""
+    """Inputs are what attention was given, tokens what the MLP gets where nothing merges."""
     model, seen = build("registers"), {}
     plan = type(method).plan
 

@@ -35,14 +35,14 @@ def test_going_on_from_any_stage_gives_the_logits_of_the_whole(family, merging):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_staged_model_shares_its_parameters_and_their_names(family):
+def test_a_splittable_copy_shares_its_parameters_and_their_names(family):
     model = families.build(family)
     split_model = family_of(model).splittable_copy(model)
     assert {name: id(p) for name, p in split_model.named_parameters()} == {
         n: id(p) for n, p in model.named_parameters()
     }
     assert list(split_model.state_dict()) == list(model.state_dict())
-    assert not hasattr(model, "halfway"), "an unmerged model stays plain"
+    assert not hasattr(model, "block_input"), "an unmerged model stays plain"
 
 
 @pytest.mark.parametrize("prop_attn", [True, False])

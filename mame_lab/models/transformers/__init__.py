@@ -1,4 +1,4 @@
-"""Vision transformers of Hugging Face transformers: ViT, DINOv2, VideoMAE."""
+"""Vision transformers of Hugging Face transformers: ViT, DINOv2, VideoMAE, image towers of SigLIP and CLIP."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mame_lab.models.base import Architecture
 from mame_lab.models.transformers import support
-from mame_lab.models.transformers.forward import has_class_token, prefix_of
+from mame_lab.models.transformers.forward import grid_of, has_class_token, prefix_of
 from mame_lab.models.transformers.loading import Loading
 from mame_lab.models.transformers.preprocessing import sides
 
@@ -45,9 +45,7 @@ class Transformers(Loading):
         return math.prod(self.grid(model, torch.empty(1, *frames, 3, *sides(config.image_size), device="meta")))
 
     def grid(self, model: nn.Module, x: Tensor) -> tuple[int, ...]:
-        config = support.backbone_of(model).config
-        height, width = (side // patch for side, patch in zip(x.shape[-2:], sides(config.patch_size), strict=True))
-        return (height, width) if x.ndim == 4 else (x.shape[1] // config.tubelet_size, height, width)
+        return grid_of(support.backbone_of(model).config, x)
 
 
 FAMILY = Transformers()

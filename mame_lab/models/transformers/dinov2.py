@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BackboneOutput, BaseModelOutputWithPooling
 from transformers.models.dinov2.modeling_dinov2 import (
     Dinov2Attention,
+    Dinov2Backbone,
     Dinov2ForImageClassification,
     Dinov2Layer,
     Dinov2Model,
@@ -20,12 +21,13 @@ from transformers.models.dinov2_with_registers.modeling_dinov2_with_registers im
     Dinov2WithRegistersLayer,
     Dinov2WithRegistersModel,
 )
+from transformers.utils.generic import can_return_tuple
 
 from mame_lab.merging.state import MergeState
 from mame_lab.models.merging_transformer import MergingBlock
 from mame_lab.models.parts import stands_in
 from mame_lab.models.transformers.architecture import IMAGENET, Architecture
-from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, refuse
+from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, chosen_states, grid_of, refuse
 
 
 class _Layer(MergingBlock):
@@ -64,6 +66,29 @@ class MergingDinov2Model(_Backbone, Dinov2Model):
 
 
 @stands_in
+class MergingDinov2Backbone(_Backbone, Dinov2Backbone):
+    """transformers' Dinov2Backbone with merging: feature maps are restored (MaRe), as hidden states are."""
+
+    @can_return_tuple
+    def restored(self, pixel_values: Tensor, **options: Any) -> BackboneOutput:
+        asked = options.pop("output_hidden_states", self.config.output_hidden_states)
+        _, _, states = self.encode_all(pixel_values, True, output_hidden_states=True, **options)
+        assert states is not None
+        named = zip(self.stage_names, states, strict=True)
+        maps = tuple(self._feature_map(x_BNC, pixel_values) for name, x_BNC in named if name in self.out_features)
+        chosen = chosen_states(asked, len(states))
+        shown = tuple(x_BNC if index in chosen else None for index, x_BNC in enumerate(states))
+        return BackboneOutput(feature_maps=maps, hidden_states=shown if asked else None)
+
+    def _feature_map(self, x_BNC: Any, pixel_values: Tensor) -> Tensor:
+        if self.config.apply_layernorm:
+            x_BNC = self.layernorm(x_BNC)
+        if not self.config.reshape_hidden_states:
+            return x_BNC
+        return x_BNC[:, 1:].mT.unflatten(2, grid_of(self.config, pixel_values)).contiguous()
+
+
+@stands_in
 class MergingDinov2ForImageClassification(_Classifier, Dinov2ForImageClassification):
     """transformers' Dinov2ForImageClassification with merging: class token and mean of the patches are classified."""
 
@@ -94,6 +119,11 @@ DINOV2 = Architecture(
     block=(Dinov2Layer, MergingDinov2Layer),
     attentions=(Dinov2Attention,),
     **LOADING,
+)
+DINOV2_BACKBONE = Architecture(
+    transformer=(Dinov2Backbone, MergingDinov2Backbone),
+    block=(Dinov2Layer, MergingDinov2Layer),
+    attentions=(Dinov2Attention,),
 )
 DINOV2_WITH_REGISTERS = Architecture(
     classifier=(Dinov2WithRegistersForImageClassification, MergingDinov2WithRegistersForImageClassification),

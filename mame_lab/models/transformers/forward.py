@@ -18,6 +18,7 @@ from mame_lab.models.merging_transformer import MergingTransformer
 from mame_lab.models.parts import check_applied, check_hooks, containers, own_signature
 from mame_lab.models.split_forward import BlockInput
 from mame_lab.models.tracing import refuse_fx
+from mame_lab.models.transformers.preprocessing import sides
 
 
 class _OfTransformers(nn.Module):
@@ -31,9 +32,13 @@ class MergingBackbone(_OfTransformers, MergingTransformer):
     """A transformers backbone with merging.
 
     `forward` gives transformers' shapes: the tokens, hidden states too, are restored (MaRe) to the full sequence.
+
+    Attributes:
+        pooling: the part that pools its tokens, where the library's classifier calls it and makes nothing of it.
     """
 
     blocks_at: ClassVar[str] = "encoder.layer"
+    pooling: ClassVar[str] = ""
 
     @abstractmethod
     def embed_pixels(self, pixel_values: Tensor, **options: Any) -> Tensor:
@@ -61,10 +66,11 @@ class MergingBackbone(_OfTransformers, MergingTransformer):
     @own_signature
     def forward(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
         refuse_fx(pixel_values)  # Before a decorator takes all arguments, as those of torch.fx cannot be.
-        return self._restored(pixel_values, **options)
+        return self.restored(pixel_values, **options)
 
     @can_return_tuple
-    def _restored(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
+    def restored(self, pixel_values: Tensor, **options: Any) -> ModelOutput:
+        """What the model returns."""
         x_BKC, state, hidden_states = self.encode_all(pixel_values, record=True, **options)
         return self.output(state.restore(x_BKC), hidden_states=hidden_states)
 
@@ -103,7 +109,7 @@ class MergingClassifier(_OfTransformers, merging_transformer.MergingClassifier):
     ) -> ImageClassifierOutput:
         refuse_fx(pixel_values)
         check_applied(self)
-        check_hooks(self, around(self.transformer()))
+        check_hooks(self, bypassed(self.transformer(), type(self.transformer())))
         if isinstance(pixel_values, BlockInput):
             return ImageClassifierOutput(logits=self.logits_from(pixel_values))
         return self._classified(pixel_values, labels, num_items_in_batch, **options)
@@ -120,14 +126,21 @@ class MergingClassifier(_OfTransformers, merging_transformer.MergingClassifier):
         return ImageClassifierOutput(loss=loss, logits=logits_BK, hidden_states=hidden_states)
 
 
-def around(backbone: MergingTransformer) -> list[nn.Module]:
-    """The parts of a classifier that its layers are called without."""
-    return [backbone, *containers(backbone, backbone.blocks_at)]
+def bypassed(backbone: nn.Module, merging: type[MergingBackbone]) -> list[nn.Module]:
+    """The parts of a classifier that are not called while tokens merge in its backbone, which becomes `merging`."""
+    pooling = getattr(backbone, merging.pooling, None)
+    return [backbone, *containers(backbone, merging.blocks_at), *([] if pooling is None else pooling.modules())]
 
 
 def prefix_of(backbone: Any) -> int:
     """Tokens at the front that never merge: class and registers."""
     return has_class_token(backbone) + getattr(backbone.config, "num_register_tokens", 0)
+
+
+def grid_of(config: Any, x: Tensor) -> tuple[int, ...]:
+    """Rows and columns of the patch tokens of images (B, 3, H, W); of videos (B, T, 3, H, W) time in front."""
+    height, width = (side // patch for side, patch in zip(x.shape[-2:], sides(config.patch_size), strict=True))
+    return (height, width) if x.ndim == 4 else (x.shape[1] // config.tubelet_size, height, width)
 
 
 def has_class_token(backbone: Any) -> bool:

@@ -45,12 +45,10 @@ class Loading(Family):
                 f"model.img_size={settings.img_size} does not fit {origin}, whose position embedding is for {size} px: "
                 f"leave it out"
             )
-        if settings.num_classes is None and "classifier.weight" in found["missing_keys"]:
-            _give_head(model, 0)
         headless = () if model.num_labels else ("classifier.",)
         unused = architecture.unused + headless
         misfits = {
-            "has other shapes in": [name for name, *_ in found["mismatched_keys"]],
+            "has other shapes in": [name for name, *_ in found["mismatched_keys"] if not name.startswith(headless)],
             "lacks": [key for key in found["missing_keys"] if not key.startswith(headless)],
             "has unknown": [key for key in found["unexpected_keys"] if not key.startswith(unused)],
         }
@@ -67,11 +65,14 @@ class Loading(Family):
             config = _config(settings, None)
         classifier, any_size = _classifier_of(config)
         if settings.img_size is not None and not any_size:
-            config.image_size = settings.img_size
+            getattr(config, "vision_config", config).image_size = settings.img_size
+        headless = _with_head(config)
         try:
             model = classifier(config)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise MameLabError(f"model.name={settings.name} rejects {settings.args}: {in_one_line(error)}") from error
+        if headless:
+            _give_head(model, 0)
         return _finished(model, settings)
 
     def load_weights(self, model: Any, state: dict[str, Tensor], origin: str, head_of_file: bool = True) -> None:
@@ -105,7 +106,8 @@ def _read(settings: ModelSettings, source: str | None, state: dict[str, Tensor] 
     try:
         with _fetching(source):
             config = _config(settings, source)
-            return _classifier_of(config)[0].from_pretrained(
+            headless = _with_head(config)
+            model, found = _classifier_of(config)[0].from_pretrained(
                 source,
                 config=config,
                 state_dict=state,
@@ -122,6 +124,9 @@ def _read(settings: ModelSettings, source: str | None, state: dict[str, Tensor] 
             f"the weights of {origin} cannot be read or fetched ({in_one_line(error)}): give a local folder or file "
             f"with model.weights=FOLDER, or take random weights with model.pretrained=false"
         ) from error
+    if headless or (settings.num_classes is None and "classifier.weight" in found["missing_keys"]):
+        _give_head(model, 0)
+    return model, found
 
 
 def _source(settings: ModelSettings) -> str | None:
@@ -160,6 +165,13 @@ def _classifier_of(config: PreTrainedConfig) -> tuple[type[Any], bool]:
         if architecture.classifier and type(config) is architecture.classifier[0].config_class:
             return architecture.classifier[0], architecture.any_size
     raise MameLabError(f"model.args.model_type={config.model_type} is not supported: choose from {SUPPORTED}")
+
+
+def _with_head(config: PreTrainedConfig) -> bool:
+    """Give the configuration a class if it has none, as not every model can be made so. Returns whether it had none."""
+    headless = not config.num_labels
+    config.num_labels = config.num_labels or 1
+    return headless
 
 
 def _give_head(model: Any, classes: int) -> None:

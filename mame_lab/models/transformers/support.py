@@ -7,12 +7,14 @@ from torch import nn
 from mame_lab.errors import UnsupportedModelError
 from mame_lab.models.parts import check_forwards, check_hooks, containers, name_of
 from mame_lab.models.transformers.architecture import Architecture
-from mame_lab.models.transformers.dinov2 import DINOV2, DINOV2_WITH_REGISTERS
-from mame_lab.models.transformers.forward import check_attention
+from mame_lab.models.transformers.clip import CLIP
+from mame_lab.models.transformers.dinov2 import DINOV2, DINOV2_BACKBONE, DINOV2_WITH_REGISTERS
+from mame_lab.models.transformers.forward import bypassed, check_attention
+from mame_lab.models.transformers.siglip import SIGLIP
 from mame_lab.models.transformers.videomae import VIDEOMAE
 from mame_lab.models.transformers.vit import VIT
 
-ARCHITECTURES = (VIT, DINOV2, DINOV2_WITH_REGISTERS, VIDEOMAE)
+ARCHITECTURES = (VIT, DINOV2, DINOV2_BACKBONE, DINOV2_WITH_REGISTERS, VIDEOMAE, SIGLIP, CLIP)
 SUPPORTED = "transformers' " + ", ".join(
     pair[0].__name__ for each in ARCHITECTURES for pair in (each.classifier, each.transformer) if pair
 )
@@ -38,10 +40,10 @@ def backbone_of(model: nn.Module) -> Any:
 def check(model: Any) -> None:
     """Raise UnsupportedModelError for a model that would be merged wrongly or not at all."""
     architecture, backbone = architecture_of(model), backbone_of(model)
-    blocks_at = architecture.transformer[1].blocks_at
-    around = [part for part in (backbone, *containers(backbone, blocks_at)) if part is not model]
+    merging: Any = architecture.transformer[1]
+    around = containers(backbone, merging.blocks_at) if model is backbone else bypassed(backbone, merging)
     parts = [model, *around]
-    for layer in backbone.get_submodule(blocks_at):
+    for layer in backbone.get_submodule(merging.blocks_at):
         if type(layer) not in architecture.block:
             raise _unsupported(model, f"it has layers of class {name_of(layer)}")
         attention = getattr(layer, "attention", None) or layer.self_attn

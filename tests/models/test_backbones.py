@@ -1,0 +1,58 @@
+"""transformers' backbones without a classifier of their own: feature maps and hidden states are those of the full grid."""
+
+import pytest
+import torch
+import transformers
+from families import DEPTH, GRID, copies, inputs
+from torch import nn
+
+import mame_lab
+from mame_lab.merging import MaMe, Ward
+from mame_lab.models import family_of
+
+SIZES = {"hidden_size": 48, "num_hidden_layers": DEPTH, "num_attention_heads": 3, "image_size": 64, "patch_size": 8}
+
+
+def dinov2(**changes) -> nn.Module:
+    config = transformers.Dinov2Config(**SIZES, layerscale_value=0.5, out_features=["stage2", "stage6"], **changes)
+    return with_wide_weights(transformers.Dinov2Backbone(config))
+
+
+def with_wide_weights(model: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.15)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("changes", [{}, {"reshape_hidden_states": False}, {"apply_layernorm": False}], ids=str)
+@pytest.mark.parametrize("method", [Ward(r=4), MaMe(tau=1 - 1e-9, blocks=DEPTH)], ids=str)
+@torch.no_grad()
+def test_feature_maps_of_copies_are_those_of_the_plain_model(method, changes):
+    model = dinov2(**changes)
+    x = copies(model)
+    plain = model(x, output_hidden_states=True)
+    merged = mame_lab.apply(model, method)(x, output_hidden_states=True)
+    assert type(merged) is type(plain)
+    assert (family_of(model).trace(model, x)[-1] < GRID * GRID - 8).all()
+    for found, expected in zip(
+        [*merged.feature_maps, *merged.hidden_states], [*plain.feature_maps, *plain.hidden_states], strict=True
+    ):
+        assert found.is_contiguous() == expected.is_contiguous()
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("asked", [None, False, True, 2, [1, -1]], ids=str)
+@torch.no_grad()
+def test_hidden_states_are_those_that_are_asked_for(asked):
+    model, x = dinov2(), inputs("hf_dinov2")
+    plain = model(x, output_hidden_states=asked)
+    merged = mame_lab.apply(model, r=5)(x, output_hidden_states=asked)
+    assert merged.keys() == plain.keys()
+    if asked:
+        assert [state is None for state in merged.hidden_states] == [state is None for state in plain.hidden_states]
+    assert not torch.equal(merged.feature_maps[0], plain.feature_maps[0])
+    assert torch.equal(model(x, return_dict=False)[0][0], merged.feature_maps[0])
+    for found, expected in zip(mame_lab.remove(model)(x).feature_maps, plain.feature_maps, strict=True):
+        assert torch.equal(found, expected)
