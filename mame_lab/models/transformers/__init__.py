@@ -1,4 +1,4 @@
-"""Vision transformers of Hugging Face transformers: ViT, DINOv2, VideoMAE, image towers of SigLIP and CLIP."""
+"""Vision transformers of Hugging Face transformers: ViT, DINOv2, DINOv3, VideoMAE, image towers of SigLIP and CLIP."""
 
 import math
 from typing import Any
