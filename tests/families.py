@@ -129,6 +129,9 @@ def forget_positions(model: nn.Module) -> None:
     """No position embedding, and every patch turned by the same rotary embedding."""
     if of_transformers(model):
         embeddings = backbone(model).embeddings
+        if hasattr(backbone(model), "rope_embeddings"):
+            backbone(model).rope_embeddings.inv_freq.zero_()
+            return
         learned = getattr(embeddings, "position_embedding", None)
         (embeddings.position_embeddings if learned is None else learned.weight).data.zero_()
         return

@@ -167,8 +167,8 @@ class Family(ABC):
 
     def detach(self, model: nn.Module) -> None:
         """Give back the library's own classes, whose parameters never changed, whatever else was changed since."""
-        transformer = self.transformer(model)
-        if isinstance(transformer, MergingTransformer):
+        transformer = next((module for module in model.modules() if isinstance(module, MergingTransformer)), None)
+        if transformer is not None:
             _change(model, self.architecture(model).plain)
             for part in (model, transformer):
                 for key in ("method", "methods", "schedule"):

@@ -1,9 +1,9 @@
-"""transformers' backbones without a classifier of their own: feature maps and hidden states are those of the full grid."""
+"""transformers' backbones that have no classifier: feature maps and hidden states are those of the full grid."""
 
 import pytest
 import torch
 import transformers
-from families import DEPTH, GRID, copies, inputs
+from families import DEPTH, GRID, blocks, copies, images, inputs
 from torch import nn
 
 import mame_lab
@@ -56,3 +56,62 @@ def test_hidden_states_are_those_that_are_asked_for(asked):
     assert torch.equal(model(x, return_dict=False)[0][0], merged.feature_maps[0])
     for found, expected in zip(mame_lab.remove(model)(x).feature_maps, plain.feature_maps, strict=True):
         assert torch.equal(found, expected)
+
+
+PREFIX = 5  # class token and registers
+
+
+def dinov3() -> nn.Module:
+    config = transformers.DINOv3ViTConfig(**SIZES, intermediate_size=96, num_register_tokens=PREFIX - 1)
+    return with_wide_weights(transformers.DINOv3ViTModel(config))
+
+
+@pytest.mark.parametrize("method", [Ward(r=4), Ward(tau=1 - 1e-9, batching="packed")], ids=str)
+@torch.no_grad()
+def test_dinov3_restores_copies(method):
+    model = dinov3()
+    x = copies(model)
+    plain = model(x, output_hidden_states=True)
+    merged = mame_lab.apply(model, method)(x, output_hidden_states=True)
+    assert (family_of(model).trace(model, x)[-1] < GRID * GRID - 8).all()
+    assert merged.keys() == plain.keys()
+    for found, expected in zip(
+        [*merged.hidden_states, merged.pooler_output], [*plain.hidden_states, plain.pooler_output], strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", [Ward(r=[3, 0, 5, 4, 0, 0]), Ward(tau=0.8)], ids=str)
+@torch.no_grad()
+def test_rotary_embeddings_travel_with_their_tokens(method):
+    """Every attention is given the rows of its tokens' places in the full sequence."""
+    model, x, given = dinov3(), images(), []
+    plain, (cos, sin) = model(x).last_hidden_state, model.rope_embeddings(x)
+    mame_lab.apply(model, method)
+    hooks = [
+        block.attention.register_forward_pre_hook(
+            lambda _, args, options: given.append(options["position_embeddings"]), with_kwargs=True
+        )
+        for block in blocks(model)
+    ]
+    plans = family_of(model).plans(model, x)
+    places = [torch.arange(PREFIX + GRID * GRID) for _ in x]
+    for rows, plan in zip(given, plans, strict=True):
+        for found, table in zip(rows, (cos, sin), strict=True):
+            for i, place_N in enumerate(places):
+                row = found.expand(len(x), 1, *found.shape[-2:])[i, 0, : len(place_N) - PREFIX]
+                assert torch.equal(row, table[place_N[PREFIX:] - PREFIX])
+        if plan is not None:
+            places = [place_N[plan.index_BK[i, : plan.tokens()[i]]] for i, place_N in enumerate(places)]
+    assert len({tuple(place_N.tolist()) for place_N in places}) > 2
+    for hook in hooks:
+        hook.remove()
+    assert torch.equal(mame_lab.remove(model)(x).last_hidden_state, plain)
+
+
+@torch.no_grad()
+def test_dinov3_packed_equals_padded():
+    model, x = dinov3(), images(5)
+    padded = mame_lab.apply(model, tau=0.8)(x).last_hidden_state
+    packed = mame_lab.apply(model, tau=0.8, batching="packed")(x).last_hidden_state
+    torch.testing.assert_close(packed, padded, rtol=1e-11, atol=1e-11)

@@ -1,4 +1,4 @@
-"""Vision transformers of Hugging Face transformers: ViT, DINOv2, VideoMAE, image towers of SigLIP and CLIP."""
+"""Vision transformers of Hugging Face transformers: ViT, DINOv2, DINOv3, VideoMAE, image towers of SigLIP and CLIP."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mame_lab.models.base import Architecture
 from mame_lab.models.transformers import support
-from mame_lab.models.transformers.forward import grid_of, has_class_token, prefix_of
+from mame_lab.models.transformers.forward import check_attention, grid_of, has_class_token, prefix_of
 from mame_lab.models.transformers.loading import Loading
 from mame_lab.models.transformers.preprocessing import sides
 
@@ -23,6 +23,7 @@ class Transformers(Loading):
 
     def check(self, model: nn.Module) -> None:
         support.check(model)
+        check_attention(support.backbone_of(model))
 
     def transformer(self, model: nn.Module) -> nn.Module:
         return support.backbone_of(model)

@@ -30,12 +30,16 @@ from mame_lab.models.transformers.architecture import IMAGENET, Architecture
 from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, chosen_states, grid_of, refuse
 
 
-class _Layer(MergingBlock):
+class MergingDinoLayer(MergingBlock):
+    """The layer of a DINO with one merge step between attention and MLP."""
+
     def normalized(self, x_BNC: Tensor) -> Tensor:
         return self.norm1(x_BNC)
 
-    def attend(self, x_BNC: Tensor, input_BNC: Tensor, mask_B11N: Tensor | None, positions: None) -> Tensor:
-        return x_BNC + self.drop_path(self.layer_scale1(self.attention(input_BNC, mask_B11N)[0]))
+    def attend(self, x_BNC: Tensor, input_BNC: Tensor, mask_B11N: Tensor | None, positions: Any) -> Tensor:
+        rotary = {} if positions is None else {"position_embeddings": positions}
+        y_BNC, _ = self.attention(input_BNC, mask_B11N, **rotary)
+        return x_BNC + self.drop_path(self.layer_scale1(y_BNC))
 
     def transform(self, x_BKC: Tensor) -> Tensor:
         return x_BKC + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x_BKC))))
@@ -56,7 +60,7 @@ class _Classifier(MergingClassifier):
 
 
 @stands_in
-class MergingDinov2Layer(_Layer, Dinov2Layer):
+class MergingDinov2Layer(MergingDinoLayer, Dinov2Layer):
     """transformers' Dinov2Layer with one merge step between attention and MLP."""
 
 
@@ -94,7 +98,7 @@ class MergingDinov2ForImageClassification(_Classifier, Dinov2ForImageClassificat
 
 
 @stands_in
-class MergingDinov2WithRegistersLayer(_Layer, Dinov2WithRegistersLayer):
+class MergingDinov2WithRegistersLayer(MergingDinoLayer, Dinov2WithRegistersLayer):
     """transformers' Dinov2WithRegistersLayer with one merge step between attention and MLP."""
 
 

@@ -9,12 +9,13 @@ from mame_lab.models.parts import check_forwards, check_hooks, containers, name_
 from mame_lab.models.transformers.architecture import Architecture
 from mame_lab.models.transformers.clip import CLIP
 from mame_lab.models.transformers.dinov2 import DINOV2, DINOV2_BACKBONE, DINOV2_WITH_REGISTERS
-from mame_lab.models.transformers.forward import bypassed, check_attention
+from mame_lab.models.transformers.dinov3 import DINOV3
+from mame_lab.models.transformers.forward import bypassed
 from mame_lab.models.transformers.siglip import SIGLIP
 from mame_lab.models.transformers.videomae import VIDEOMAE
 from mame_lab.models.transformers.vit import VIT
 
-ARCHITECTURES = (VIT, DINOV2, DINOV2_BACKBONE, DINOV2_WITH_REGISTERS, VIDEOMAE, SIGLIP, CLIP)
+ARCHITECTURES = (VIT, DINOV2, DINOV2_BACKBONE, DINOV2_WITH_REGISTERS, DINOV3, VIDEOMAE, SIGLIP, CLIP)
 SUPPORTED = "transformers' " + ", ".join(
     pair[0].__name__ for each in ARCHITECTURES for pair in (each.classifier, each.transformer) if pair
 )
@@ -56,7 +57,6 @@ def check(model: Any) -> None:
         raise _unsupported(model, "it classifies its first patch (use_mean_pooling=false)")
     check_hooks(model, around)
     check_forwards(model, parts)
-    check_attention(backbone)
 
 
 def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
