@@ -26,9 +26,6 @@ from mame_lab.training.feature_cache import fingerprint
 from mame_lab.training.feature_cache.compute import Computation, compute_missing
 from mame_lab.training.feature_cache.store import Store
 
-# Settings of a dataset that do not change what the model is given, or only where it is augmented or in the test.
-ASIDE = ("name", "batch_size", "num_workers", "root", "augment", "min_crop_area", "clips", "crops", "on_broken")
-
 
 class Source(NamedTuple):
     """What is kept of a sample.
@@ -164,7 +161,7 @@ class CachedData(ImageData):
             "split": split,
             "data": self.hashes[split],
             "preprocessing": asdict(self.preprocessing),
-            "dataset": {key: value for key, value in dataset.items() if key not in ASIDE},
+            "dataset": {key: value for key, value in dataset.items() if key not in self.dataset.uncached},
             "view": view,
             "augmentation": None if view is None else [dataset["augment"], dataset["min_crop_area"]],
             "model": {key: value for key, value in asdict(run.model).items() if key not in ("weights", "pretrained")},
