@@ -6,7 +6,7 @@ B images in a batch, T frames, C channels, H x W pixels; x is float32, y is int6
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -57,7 +57,7 @@ class AugmentedImages(Dataset):
 class LateLoader(DataLoader):
     """Begins when its first batch is asked for: Lightning wants an iterator before it restores where a run was."""
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Any:
         yield from super().__iter__()
 
 

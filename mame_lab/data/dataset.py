@@ -37,6 +37,10 @@ class ImageDataset(ABC):
     min_crop_area: float = 0.35
 
     modality: ClassVar[str] = "images"
+    # Settings by which a sample of train and val does not change, but where it is augmented, or that its images follow.
+    uncached: ClassVar[frozenset[str]] = frozenset(
+        {"name", "batch_size", "num_workers", "root", "augment", "min_crop_area"}
+    )
 
     def __post_init__(self) -> None:
         refuse_empty(root=getattr(self, "root", None))
@@ -84,6 +88,7 @@ class VideoDataset(ImageDataset):
     crops: int = 1
 
     modality: ClassVar[str] = "videos"
+    uncached: ClassVar[frozenset[str]] = ImageDataset.uncached | {"clips", "crops"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Tensors that are made once and kept on disk, by a hash of all that they follow from."""
+"""Tensors that are computed once and cached on disk, by a hash of all that they follow from."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ FOLDER = "MAME_LAB_CACHE"  # in the environment
 
 
 def folder() -> Path:
-    """Where everything is kept."""
+    """Where everything is cached."""
     return Path(os.environ.get(FOLDER) or "~/.cache/mame_lab").expanduser()
 
 

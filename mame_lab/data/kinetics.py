@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 from mame_lab.data.dataset import VideoDataset
 from mame_lab.data.splits import Splits
@@ -69,6 +70,8 @@ class Kinetics400(VideoDataset):
     crops: int = 3
     root: str | None = None
     on_broken: str = "error"
+
+    uncached: ClassVar[frozenset[str]] = VideoDataset.uncached | {"on_broken"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

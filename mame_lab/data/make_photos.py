@@ -77,11 +77,11 @@ if __name__ == "__main__":
     parser.add_argument("--crops", type=int, default=40, help="of a photo, in train and in test; val has half as many")
     parser.add_argument("--side", type=int, default=64, help="of a crop, pixels")
     parser.add_argument("--seed", type=int, default=0, help="which crops these are")
-    said = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        make(**vars(said))
+        make(**vars(arguments))
     except MameLabError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error.filename}: {error.strerror}: name another folder")
-    print(f"Written to {said.folder}: use it with dataset=imagefolder dataset.root={said.folder}")
+    print(f"Written to {arguments.folder}: use it with dataset=imagefolder dataset.root={arguments.folder}")

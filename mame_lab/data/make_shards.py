@@ -48,9 +48,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=given_path, metavar="FOLDER")
     parser.add_argument("out", type=given_path, metavar="OUT")
-    said = parser.parse_args()
+    arguments = parser.parse_args()
     try:
-        make(said.folder, said.out)
+        make(arguments.folder, arguments.out)
     except MameLabError as error:
         sys.exit(f"error: {error}")
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Where the images are in WebDataset shards: found out once, and kept beside them.
+"""Where the images are in WebDataset shards: found out once, and written beside them.
 
 A place is four numbers: shard, offset and size in bytes, label; N images.
 """

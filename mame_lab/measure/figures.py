@@ -1,4 +1,4 @@
-"""Pictures of merging: which patches became which token, over the image, and how many tokens are left after each block.
+"""Pictures of merging: which patches became which token, and how many tokens there are after each block.
 
 B images, N patches, K tokens of a sequence, prefix included, D blocks, M images of a dataset, H x W pixels.
 """
@@ -165,9 +165,9 @@ def _outline(owner_HW: Tensor) -> Tensor:
 
 def _merging_blocks(owners_by_block: Sequence[Tensor]) -> list[int]:
     """The blocks after which some image has fewer tokens than before."""
-    left_DB = torch.tensor([[_tokens(owners_N) for owners_N in owners_BN] for owners_BN in owners_by_block])
-    before_DB = torch.cat([torch.full_like(left_DB[:1], owners_by_block[0].shape[1]), left_DB[:-1]])
-    return (left_DB < before_DB).any(1).nonzero()[:, 0].tolist()
+    tokens_DB = torch.tensor([[_tokens(owners_N) for owners_N in owners_BN] for owners_BN in owners_by_block])
+    before_DB = torch.cat([torch.full_like(tokens_DB[:1], owners_by_block[0].shape[1]), tokens_DB[:-1]])
+    return (tokens_DB < before_DB).any(1).nonzero()[:, 0].tolist()
 
 
 def _tokens(owners_N: Tensor) -> int:

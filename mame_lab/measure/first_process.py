@@ -1,4 +1,4 @@
-"""What the first of several processes finds, in all of them."""
+"""Work of the first of several processes, whose outcome all of them get."""
 
 from __future__ import annotations
 

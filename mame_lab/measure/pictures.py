@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: which patches became which token in some test images, and how many tokens are left.
+"""The pictures of an evaluation: which patches became which token in some test images, and tokens by block.
 
 D blocks, M images.
 """

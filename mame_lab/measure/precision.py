@@ -13,7 +13,7 @@ Model = TypeVar("Model", bound="nn.Module")
 
 
 def prepared(model: Model, trainer: Trainer) -> Model:
-    """A copy of a model, which is left as it was. Twins of the copy share its weights, those of the model do not."""
+    """A copy of a model, which stays as it was. Copies of it that share its weights share none with the model."""
     return trainer.precision_plugin.convert_module(deepcopy(model).to(trainer.strategy.root_device))  # pyright: ignore
 
 

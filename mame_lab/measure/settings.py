@@ -37,7 +37,7 @@ SMOKE = SpeedSettings(batch_size=4, max_rounds=3, seconds=1.0, cost_samples=1)  
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """What `evaluate` is told.
+    """The settings of `evaluate`.
 
     Args:
         model: what the model is called, and whose it is.

@@ -1,4 +1,4 @@
-"""Where tokens leave and what it saves, block by block."""
+"""How many tokens merging removes and what it saves, block by block."""
 
 from __future__ import annotations
 

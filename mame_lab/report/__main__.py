@@ -17,9 +17,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("runs", metavar="RUNS", type=given_path, nargs="+", help="folders of runs or of sweeps")
     parser.add_argument("--out", metavar="FOLDER", type=given_path, help="of the report; else the first of RUNS")
-    said = parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
     try:
-        print(f"Written to {make(said.runs, said.out or said.runs[0])}")
+        print(f"Written to {make(given.runs, given.out or given.runs[0])}")
     except MameLabError as error:
         sys.exit(f"error: {error}")
 

@@ -158,13 +158,13 @@ def _of_sample(unet: nn.Module, inputs: tuple[tuple, dict[str, Any]]) -> Callabl
 
 def _quality(pictures: Sequence[Picture], prompts: Prompts) -> dict[str, dict[str, float]]:
     """The measures of every arm by their names."""
-    judges = ImageMetrics(prompts.metrics)
+    metrics = ImageMetrics(prompts.metrics)
     images = {arm: torch.stack([picture.images[arm] for picture in pictures]) for arm in pictures[0].images}
-    said = [picture.prompt for picture in pictures]
+    texts = [picture.prompt for picture in pictures]
     quality = {}
     for arm, images_B3HW in images.items():
         near = {} if arm == UNMERGED else likeness(images_B3HW, images[UNMERGED])
-        quality[arm] = near | judges(images_B3HW, images[UNMERGED], said)
+        quality[arm] = near | metrics(images_B3HW, images[UNMERGED], texts)
         quality[arm]["high_frequency_energy"] = high_frequency_energy(images_B3HW)
         if prompts.reference and (distance := fid(images_B3HW, prompts.reference)) is not None:
             quality[arm]["fid"] = distance

@@ -1,4 +1,4 @@
-"""Synthesis: a text-to-image pipeline makes the same images with one U-Net and another.
+"""A text-to-image pipeline makes the same images with one U-Net and another.
 
 3HW: RGB from 0 to 1.
 """

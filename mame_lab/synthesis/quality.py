@@ -47,7 +47,7 @@ def high_frequency_energy(images_B3HW: Tensor) -> float:
 
 
 class ImageMetrics:
-    """Networks that judge images: those of `names` whose weights are at hand; a warning names the others."""
+    """Metrics that are networks: those of `names` whose weights are at hand; a warning names the others."""
 
     def __init__(self, names: Sequence[str]) -> None:
         makers = {"lpips": _lpips, "clip_score": _clip_score}

@@ -14,7 +14,7 @@ class Throughput(Benchmark):
     """Speed over batch sizes: the unmerged model and each method, in turns in one process.
 
     Args:
-        methods: what is timed, each with `r` tokens that leave in `blocks`.
+        methods: what is timed, each with `r` tokens removed in `blocks`.
         r, blocks: the budget of all methods: see `Method`.
         tau: a threshold instead of the budget, with a batch both padded and packed: see `Adaptive`.
         batch_sizes: images in a timed batch, one row of the table each.

@@ -1,1 +1,1 @@
-"""The frozen part of a model, computed once for every sample and kept on disk."""
+"""The frozen part of a model, computed once for every sample and cached on disk."""

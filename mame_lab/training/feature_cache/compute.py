@@ -1,6 +1,6 @@
-"""Computes what of every sample enters a stage, each process a share, and keeps it file by file.
+"""Computes the input of a block for every sample, each process a share, and caches it file by file.
 
-A run that is killed leaves whole files, and the next one makes those that are missing. B batch.
+A run that is killed leaves whole files, and the next one computes those that are missing. B batch.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from mame_lab.training.feature_cache.store import FILE_BYTES, FILE_SAMPLES, Cach
 
 WAYS_OUT = f"set {disk_cache.FOLDER} to another folder, or finetune.cache=false"
 SMALLER = "finetune.cache_dtype=float16 (half as much), finetune.views lower"
-TELLING = 5  # parts that changed, of what is still the same thing
+NAMED = 5  # parts that changed, at most: with more it is another thing, not a changed one
 
 
 @dataclass(frozen=True)
 class Computation:
-    """One pass over a split.
+    """One pass over a split, whose outcome is cached.
 
     Args:
         title: what it is called where it is shown.
-        parts: all that its outcome follows from, by name (see `identity`).
+        parts: all that its outcome follows from, by name (see `fingerprint`).
         samples: (input, label) pairs, by the items that `item` gives.
         item: of a sample, by its index.
-        compute: from a batch of inputs to what is kept of each.
+        compute: from a batch of inputs to what is cached of each.
         dtype: of the tokens on disk.
     """
 
@@ -62,7 +62,7 @@ class Computation:
 def compute_missing(
     each: Computation, load: Callable[[Dataset, list], DataLoader], batch_size: int, trainer: Trainer
 ) -> Store:
-    """The store of a pass: what is there already, and what is missing made now.
+    """The store of a pass: what is there already, and what is missing computed now.
 
     Args:
         each: the pass.
@@ -87,7 +87,7 @@ def compute_missing(
             f"all see"
         )
     if trainer.is_global_zero:
-        print(_told(each, store, f"{made} made now{news}" if made else "none made anew"))
+        print(_report(each, store, f"{made} made now{news}" if made else "none made anew"))
     return store
 
 
@@ -119,14 +119,14 @@ def _writing(folder: Path) -> Iterator[None]:
 
 
 def _news(changed: list[str]) -> str:
-    """Why something is made that was kept before; nothing where it is all but new."""
-    return f" ({' and '.join(changed)} changed)" if 0 < len(changed) <= TELLING else ""
+    """Why something is computed that was cached before; nothing where it is all but new."""
+    return f" ({' and '.join(changed)} changed)" if 0 < len(changed) <= NAMED else ""
 
 
-def _told(each: Computation, store: Store, made: str) -> str:
+def _report(each: Computation, store: Store, made: str) -> str:
     name = str(each.dtype).removeprefix("torch.")
     lost = "" if each.dtype == torch.float32 else f", {name} off by {store.error():.1e}"
-    return f"Kept {each.title}: {len(store)} samples, {made}; {store.bytes() / 1e6:.0f} MB in {store.folder}{lost}"
+    return f"Cached {each.title}: {len(store)} samples, {made}; {store.bytes() / 1e6:.0f} MB in {store.folder}{lost}"
 
 
 def _compute(
@@ -148,8 +148,8 @@ def _compute(
     with Progress(*columns, disable=trainer.progress_bar_callback is None or not trainer.is_global_zero) as progress:
         task = progress.add_task(each.title, total=sum(map(len, indices)))
         for inputs, labels_B in load(each.samples, batches):
-            kept = zip(each.compute(inputs), labels_B.tolist(), strict=True)
-            waiting += [CachedSample(sample, label) for sample, label in kept]
+            computed = zip(each.compute(inputs), labels_B.tolist(), strict=True)
+            waiting += [CachedSample(sample, label) for sample, label in computed]
             progress.advance(task, len(labels_B))
             if len(waiting) == files[0][1]:
                 with _writing(store.folder):

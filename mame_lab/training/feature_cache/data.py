@@ -1,4 +1,4 @@
-"""Batches (Halfway, labels_B) of training and validation, from what is kept of a trunk.
+"""Batches (BlockInput, labels_B) of training and validation, from the cached outputs of a frozen trunk.
 
 B batch, K classes; an input is what the model takes.
 """
@@ -26,12 +26,9 @@ from mame_lab.training.feature_cache import fingerprint
 from mame_lab.training.feature_cache.compute import Computation, compute_missing
 from mame_lab.training.feature_cache.store import Store
 
-# Settings of a dataset that do not change what the model is given, or only where it is augmented or in the test.
-ASIDE = ("name", "batch_size", "num_workers", "root", "augment", "min_crop_area", "clips", "crops", "on_broken")
-
 
 class Source(NamedTuple):
-    """What is kept of a sample.
+    """What is cached of a sample.
 
     Attributes:
         name: what it is called.
@@ -61,7 +58,7 @@ class Source(NamedTuple):
 
 
 class Views(Dataset):
-    """(sample, label, a teacher's logits or None) by an index, or with a number that chooses one of the views."""
+    """(sample, label, a teacher's logits or None) by an index, or by an index and a number that chooses a view."""
 
     def __init__(self, views: list[Store], teachings: list[Store]) -> None:
         self.views, self.teachings = views, teachings
@@ -74,19 +71,20 @@ class Views(Dataset):
 
 
 class CachedData(ImageData):
-    """The data of an `ImageData`, of which training and validation begin at a stage of the model.
+    """The data of an `ImageData`, whose training and validation samples are cached inputs of the first trained block.
 
-    What enters the stage is computed when a fit begins, once for every sample and view, and kept on disk. The views of
-    a training image are the same for every seed.
+    They are computed when a fit begins, once for every sample and view, and cached on disk. The views of a training
+    image are the same for every seed.
 
     Args:
         data: the images.
         model: merged, and with what is frozen frozen.
         run: the configuration.
-        teacher: gives logits, which are kept along with the tokens of training.
+        teacher: gives logits, which are cached along with the tokens of training.
 
     Attributes:
-        staged: what takes the batches and gives logits; it shares its parameters with the model.
+        split_model: takes the batches and gives logits; it shares its parameters with the model.
+        stage: the first block that trains, which the batches are the input of.
 
     Raises:
         MameLabError: something before all blocks trains.
@@ -106,7 +104,7 @@ class CachedData(ImageData):
             )
 
     def setup(self, stage: str) -> None:
-        """Compute what is not kept yet."""
+        """Compute what is not cached yet."""
         if stage == "fit":
             splits = {"train": self._training_images(), "val": self.splits.val}
             self.hashes = {split: fingerprint.images(images) for split, images in splits.items()}
@@ -156,14 +154,14 @@ class CachedData(ImageData):
         return compute_missing(each, self._loader, self.dataset.batch_size, self.trainer)
 
     def _parts(self, split: str, view: int | None) -> dict[str, Any]:
-        """What all that is kept of a split follows from; `view` is the number of its augmentation."""
+        """What all that is cached of a split follows from; `view` is the number of its augmentation."""
         assert self.trainer is not None
         run, dataset = self.run, asdict(self.dataset)
         return {
             "split": split,
             "data": self.hashes[split],
             "preprocessing": asdict(self.preprocessing),
-            "dataset": {key: value for key, value in dataset.items() if key not in ASIDE},
+            "dataset": {key: value for key, value in dataset.items() if key not in self.dataset.uncached},
             "view": view,
             "augmentation": None if view is None else [dataset["augment"], dataset["min_crop_area"]],
             "model": {key: value for key, value in asdict(run.model).items() if key not in ("weights", "pretrained")},

@@ -1,4 +1,4 @@
-"""What a kept trunk follows from: where any of it changes, another one is made."""
+"""What the cached features follow from: where any of it changes, they are computed again."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pickle
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -54,13 +55,15 @@ def weights(model: nn.Module) -> str:
 
 
 def images(labelled: Any) -> str:
-    """Hash of a collection of labelled images: of its content and, for those that it reads from files, of their state.
+    """Hash of a collection of labelled images: of its content, and of the state of the files that it reads.
 
-    Those with files say which by a method `sources`; a file is known by path, size and time of its last change.
+    They are those whose paths it holds, and those that it gives by a method `sources`; a file is known by path, size
+    and time of its last change.
     """
     digest = hashlib.sha256()
-    pickle.Pickler(_Hashing(digest), protocol=4).dump(labelled)
-    for path in getattr(labelled, "sources", list)():
+    hashing = _Hashing(digest)
+    hashing.dump(labelled)
+    for path in dict.fromkeys([*getattr(labelled, "sources", list)(), *hashing.files]):
         try:
             status = os.stat(path)
         except OSError as error:
@@ -79,11 +82,16 @@ def code(*parts: object) -> dict[str, str]:
     return {"sources": digest.hexdigest(), **versions}
 
 
-class _Hashing:
-    """A file that only hashes what is written."""
+class _Hashing(pickle.Pickler):
+    """Hashes what it is given to pickle, and lists the paths of files in it."""
 
     def __init__(self, digest: Any) -> None:
-        self.write = digest.update
+        super().__init__(SimpleNamespace(write=digest.update), protocol=4)
+        self.files: dict[str, None] = {}
+
+    def persistent_id(self, value: Any) -> None:
+        if isinstance(value, str | Path) and os.sep in str(value) and os.path.isfile(value):
+            self.files[str(value)] = None
 
 
 def _source(cls: type) -> str | None:

@@ -1,4 +1,4 @@
-"""What of each sample enters a stage, in files of many samples.
+"""Cached samples, in files of many.
 
 S samples of a file, M tokens of all of them, N tokens of one, C channels.
 """
@@ -73,7 +73,7 @@ class Store:
         return range(self.samples)[file * self.per_file : (file + 1) * self.per_file]
 
     def missing(self, files: range) -> list[int]:
-        """Those of the files that are not there, or damaged, which is said."""
+        """Those of the files that are not there or damaged; it prints the damaged ones."""
         missing = [file for file in files if not self._reads(file)]
         for path in (self._path(file) for file in missing):
             if path.exists():
@@ -84,22 +84,22 @@ class Store:
         """The files that are not there."""
         return [file for file in self.files if not self._path(file).exists()]
 
-    def write(self, file: int, kept: list[CachedSample], dtype: torch.dtype) -> None:
-        """Keep the samples of a file, their tokens in a dtype.
+    def write(self, file: int, cached: list[CachedSample], dtype: torch.dtype) -> None:
+        """Write the samples of a file, their tokens in a dtype.
 
         Raises:
             OSError: it cannot be written.
         """
-        samples = [each.sample for each in kept]
+        samples = [each.sample for each in cached]
         x_MC = torch.cat([sample.x_NC for sample in samples])
-        kept_MC = x_MC.to(dtype)
-        if not kept_MC.isfinite().all() and x_MC.isfinite().all():
+        cached_MC = x_MC.to(dtype)
+        if not cached_MC.isfinite().all() and x_MC.isfinite().all():
             raise MameLabError("finetune.cache_dtype=float16 cannot hold tokens so large: take bfloat16 or float32")
         tensors: dict[str, Tensor] = {
-            "x_MC": kept_MC,
-            "squares_2": torch.stack([(x_MC - kept_MC).double().square().sum(), x_MC.double().square().sum()]),
+            "x_MC": cached_MC,
+            "squares_2": torch.stack([(x_MC - cached_MC).double().square().sum(), x_MC.double().square().sum()]),
             "end_S": torch.tensor([len(sample.x_NC) for sample in samples]).cumsum(0),
-            "label_S": torch.tensor([each.label for each in kept]),
+            "label_S": torch.tensor([each.label for each in cached]),
         }
         if samples[0].size_N1 is not None:
             tensors["size_M1"] = torch.cat([sample.size_N1 for sample in samples])  # pyright: ignore

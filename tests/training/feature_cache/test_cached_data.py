@@ -118,13 +118,13 @@ def test_what_is_not_validated_is_not_computed(entry_point, tmp_path, capsys):
     run = [*RUN, "finetune=head", "trainer.limit_val_batches=0", "trainer.max_epochs=1"]
     entry_point("train", tmp_path / "run", *run)
     told = capsys.readouterr().out
-    assert "Kept tokens of train" in told
+    assert "Cached tokens of train" in told
     assert "of val" not in told
 
 
 def test_one_augmented_view_for_all_epochs_is_told(trunk, capsys):
     trunk("dataset.augment=crop")
-    assert "Kept tokens of train, augmented once for all epochs: 12 samples" in capsys.readouterr().out
+    assert "Cached tokens of train, augmented once for all epochs: 12 samples" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
-"""What a kept trunk follows from changes its key, and nothing else does."""
+"""What the cached features follow from changes their key, and nothing else does."""
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,6 +39,25 @@ def test_images_on_disk_are_known_by_their_files(folder):
     path.unlink()
     with pytest.raises(MameLabError, match=r"1.png cannot be read"):
         fingerprint.images(listed)
+
+
+class Lazy:
+    """Images that are read when they are indexed, of a dataset that says nothing of its files."""
+
+    def __init__(self, paths):
+        self.paths = paths
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_files_are_known_wherever_their_paths_are_held(folder, kind):
+    images = [Lazy([kind(folder / "cat/0.png")]), {"b": (kind(folder / "dog/0.png"), 1)}]
+    before = fingerprint.images(images)
+    assert fingerprint.images(images) == before
+    for name in ("cat/0.png", "dog/0.png"):
+        os.utime(folder / name, (1, 1))
+        edited = fingerprint.images(images)
+        assert edited != before
+        before = edited
 
 
 @pytest.mark.parametrize("change", ["pixel", "label", "order"])
