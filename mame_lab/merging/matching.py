@@ -1,7 +1,7 @@
 """Which source goes to which target: similarities, and the formulas of MaMe (arXiv 2604.13432, section 3) on them.
 
 B batch, N tokens, P patch tokens, C channels, T targets, S sources. Every W_BTS has columns (one source each) that sum
-to 1 or to 0.
+to 1 or to 0. `tokens` says which are targets, sources and padding; y_BNC is what is compared, such as the tokens.
 """
 
 import torch
@@ -15,12 +15,7 @@ MEAN_TOLERANCE = 1e-4
 
 
 def cosine_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
-    """Cosine similarity of every target with every source, in float32 at least.
-
-    Args:
-        y_BNC: what is compared: the tokens or something of theirs.
-        tokens: says which are targets and sources.
-    """
+    """Cosine similarity of every target with every source, in float32 at least."""
     target_BTC, source_BSC = tokens.split(unit(y_BNC))
     return target_BTC @ source_BSC.mT
 
@@ -35,7 +30,6 @@ def ward_similarity(distance_BTS: Tensor, weight_BN1: Tensor, tokens: Tokens) ->
     Args:
         distance_BTS: the squared distance of every target and every source; it is overwritten.
         weight_BN1: how much each token weighs, such as its size.
-        tokens: says which are targets and sources.
     """
     target_BT1, source_BS1 = tokens.split(1 / weight_BN1)
     cost_BTS = distance_BTS.div_(target_BT1 + source_BS1.mT)
@@ -43,12 +37,7 @@ def ward_similarity(distance_BTS: Tensor, weight_BN1: Tensor, tokens: Tokens) ->
 
 
 def squared_distance(y_BNC: Tensor, tokens: Tokens) -> Tensor:
-    """|y_t - y_s|^2 of every target and every source over the mean square of all, in float32 at least: (B, T, S).
-
-    Args:
-        y_BNC: what is compared: the tokens or something of theirs.
-        tokens: says which are targets, sources and padding.
-    """
+    """|y_t - y_s|^2 of every target and every source over the mean square of all, in float32 at least: (B, T, S)."""
     y_BNC = _precise(y_BNC)
     square_BN1 = torch.linalg.vector_norm(y_BNC, dim=-1, keepdim=True).square()
     target_BTC, source_BSC = tokens.split(y_BNC)
@@ -64,7 +53,6 @@ def attraction(attention_BN1: Tensor, tokens: Tokens, of_attention: float, of_si
 
     Args:
         attention_BN1: how much each token is attended to.
-        tokens: says which are targets, sources and padding, and their sizes.
         of_attention, of_size: the temperatures.
     """
     score_BTS = (1 + cosine_similarity(tokens.x_BNC, tokens)) / 2

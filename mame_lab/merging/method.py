@@ -179,10 +179,6 @@ class Method:
         It merges in the same blocks and by the same schedule, except in the place of a list, a threshold or no setting
         at all, which say neither: then it is `constant`, in the blocks that `blocks` says.
 
-        Args:
-            r: tokens that are removed in every merging block, or the fraction of them that is.
-            changes: of other settings.
-
         Raises:
             MameLabError: `r` is not a number of tokens or a fraction of them.
         """
@@ -238,12 +234,7 @@ class SequenceMethod(Method, ABC):
 
     @abstractmethod
     def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
-        """Which tokens become which, in one merge step.
-
-        Args:
-            tokens: what enters the step.
-            r: tokens that are removed from every sample; None: the method decides.
-        """
+        """Which tokens become which in one merge step, where `r` are removed from every sample; None: it decides."""
 
 
 @dataclass
