@@ -7,17 +7,14 @@ S samples, B batch, N tokens, C channels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from mame_lab.merging.method import Method
 from mame_lab.merging.state import MergeState, attention_bias
-
-if TYPE_CHECKING:
-    from mame_lab.models.merging_transformer import MergingClassifier
 
 
 class Sample(NamedTuple):
@@ -98,7 +95,7 @@ def join(stage: int, samples: list[Sample]) -> BlockInput:
     )
 
 
-def first_trained(split_model: MergingClassifier, depth: int, x: Tensor) -> int:
+def first_trained(split_model: nn.Module, depth: int, x: Tensor) -> int:
     """The first stage that holds what trains; -1 if something before all blocks does.
 
     Args:

@@ -13,7 +13,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from mame_lab import MameLabError
-from mame_lab.models import checkpoint, family, load
+from mame_lab.models import checkpoint, load
 from mame_lab.models.settings import ModelSettings
 from mame_lab.models.weights import read_weights
 
@@ -125,7 +125,7 @@ def save_folder(library: str, folder: Path) -> ModelSettings:
         sizes = yaml.safe_load((ROOT / "conf/model/sd_mini.yaml").read_text())["args"]
     else:
         sizes = {"model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    family(library).load(ModelSettings(family=library, name="x", pretrained=False, args=sizes)).save_pretrained(folder)
+    load(ModelSettings(family=library, name="x", pretrained=False, args=sizes)).save_pretrained(folder)
     return ModelSettings(family=library, name="x", weights=str(folder))
 
 
@@ -135,7 +135,7 @@ def test_a_folder_without_its_weights_is_named(library, content, fault, tmp_path
     settings = save_folder(library, tmp_path)
     write(tmp_path / FOLDERS[library], content)
     with pytest.raises(MameLabError, match=rf"^model.weights={tmp_path / FOLDERS[library]} {fault}"):
-        family(library).load(settings)
+        load(settings)
 
 
 @pytest.mark.parametrize("library", FOLDERS)
@@ -145,7 +145,7 @@ def test_what_nobody_reads_in_a_folder_may_be_missing(library, tmp_path):
     for path in (whole.with_name("pytorch_model.bin"), whole.with_suffix(".bin"), tmp_path / "ema-pruned.ckpt"):
         write(path, POINTER)
     write(tmp_path / "training_args.bin", b"")
-    family(library).load(settings)
+    load(settings)
 
 
 def write(path: Path, content: object) -> None:
