@@ -68,7 +68,9 @@ def test_a_method_that_compiles_to_no_graph_is_refused_at_once(entry_point, tmp_
 
 
 def test_weights_that_are_shared_out_are_not_compiled(entry_point, tmp_path):
-    with pytest.raises(MameLabError, match=r"^compile=true needs whole weights .* trainer.strategy=fsdp shards them"):
+    with pytest.raises(
+        MameLabError, match=r"^compile=true and trainer.strategy=fsdp exclude each other, .* whole weights"
+    ):
         entry_point("train", tmp_path, *RUN, "trainer=fsdp")
 
 

@@ -86,11 +86,8 @@ def test_a_checkpoint_of_before_is_evaluated_resumed_and_started_from(entry_poin
     entry_point("train", run, *RUN, "resume=auto", "trainer.max_epochs=2")
     assert "Going on from" in capsys.readouterr().out
     config = torch.load(run / "checkpoints/last.ckpt")["config"]
-    assert (config["mame"]["method"], config["asked"]["flops"], config["dataset"]["name"]) == (
-        "mame",
-        0.9,
-        "sample_photos",
-    )
+    assert (config["mame"]["method"], config["dataset"]["name"]) == ("mame", "sample_photos")
+    assert (config["asked"]["method"], config["asked"]["flops"]) == ("mame", 0.9)
     with pytest.raises(MameLabError, match=r"made with mame.method=mame, and this run has mame.method=ward"):
         entry_point("train", run, *SMALL, "mame.flops=0.9", "resume=auto", "trainer.max_epochs=2")
     entry_point("train", tmp_path / "new", *SMALL, "mame.r=10", f"model.weights={best}")

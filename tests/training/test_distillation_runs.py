@@ -93,7 +93,10 @@ def test_who_has_nothing_to_teach_is_named(entry_point, best, tmp_path):
         ([], has_none),
         (["model.pretrained=true"], has_none),
         ([best, "model.num_classes=0"], has_none),
-        ([best, "trainer=fsdp"], "^finetune.distill=0.5 needs whole weights .* trainer.strategy=fsdp shards them"),
+        (
+            [best, "trainer=fsdp"],
+            "^finetune.distill=0.5 and trainer.strategy=fsdp exclude each other, .* whole weights",
+        ),
     ]
     for overrides, said in cases:
         with pytest.raises(MameLabError, match=said) as error:

@@ -148,7 +148,8 @@ def test_a_failure_in_two_processes_ends_both(tmp_path):
     assert done.stderr.count("error: optim.lr=1e+30") >= 1
 
 
-@pytest.mark.parametrize("finetune", ["full", pytest.param("last_layer", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("finetune", ["full", "last_layer"])
 def test_shared_out_weights_train_as_whole_ones(entry_point, tmp_path, finetune):
     overrides = [
         *(override for override in TRAINING if "precision" not in override),

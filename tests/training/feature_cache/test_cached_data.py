@@ -277,7 +277,7 @@ def test_views_are_different_and_all_are_used(trunk, capsys):
         (
             "last_layer",
             ["finetune.cache=false", "finetune.cache_dtype=float16"],
-            "has no meaning without finetune.cache",
+            "finetune.cache_dtype=float16 and finetune.cache=false exclude each other",
         ),
         ("last_layer", ["compile=true"], "finetune.cache=true and compile=true exclude"),
         ("last_layer", ["trainer.precision=bf16-true"], "trainer.precision=bf16-true"),
