@@ -29,11 +29,7 @@ LOADING = 3.0  # seconds in which the data loader is timed
 
 
 def evaluate(
-    model: nn.Module,
-    data: ImageData,
-    trainer: Trainer,
-    settings: EvaluationSettings,
-    training_loss: Loss | None = None,
+    model: nn.Module, data: ImageData, trainer: Trainer, settings: EvaluationSettings, training_loss: Loss | None = None
 ) -> Result:
     """Compare a merged model with the same weights unmerged, on the test images.
 
@@ -47,52 +43,71 @@ def evaluate(
     Raises:
         MameLabError: the classes of the model are not those of the data, or it is to be compiled and cannot be.
     """
-    device = trainer.strategy.root_device
+    device, speeds = trainer.strategy.root_device, settings.speed
     check_classes(family_of(model).classifier(model), data.classes)
     if settings.compile:
         check_compiles(model, device)
     model = prepared(model, trainer)
     models = {"merged": shared_copy(model), "unmerged": unmerged_copy(model)}
-    outcomes, distances = compare(models, family_of(model).classifier, data, trainer)
-    distance, speeds = distances["merged"], settings.speed
+    reached, lost = _accuracy(models, data, trainer, settings)
     images, labels = (converted(tensor, trainer) for tensor in data.sample(speeds.batch_size))
-    for each in models.values():
-        each.to(device)
+    models = {name: each.to(device) for name, each in models.items()}
     if settings.compile:
         compile_models(*models.values())
     batch = images[: data.dataset.batch_size], labels[: data.dataset.batch_size]
-    training, train_speedup = {}, None
-    if training_loss is not None:
-        steps = {name: speed.training_step(each, training_loss, *batch) for name, each in models.items()}
-        training, train_speedup = _race(steps, len(batch[0]), trainer, speeds)
+    training, train_speedup = _training(models, batch, training_loss, trainer, speeds)
     forwards = {name: _forward(each.eval(), images) for name, each in models.items()}
     inference, speedup = _race(forwards, len(images), trainer, speeds)
-    uncompiled = {name: shared_copy(each) for name, each in models.items()}  # Its operators can be counted one by one.
     arms = {
         name: ModelMeasurement(
-            scores=scores(outcomes[name]),
-            **_cost(each, images, speeds.cost_samples),
+            scores=reached[name],
+            **_resources(shared_copy(each), images, trainer, speeds.cost_samples),  # A copy is not compiled.
             samples_per_s=inference[name].samples_per_s,
             latency_ms_p50=inference[name].latency_ms_p50,
             latency_ms_p95=inference[name].latency_ms_p95,
-            peak_memory_mb=_megabytes(memory.peak_memory(_in_precision(_forward(each, images), trainer), device)),
             train_samples_per_s=training[name].samples_per_s if training else None,
         )
-        for name, each in uncompiled.items()
+        for name, each in models.items()
     }
     return Result(
         **arms,
-        agreement=None if distance.agreement is None else Proportion(*distance.agreement),
-        kl=distance.kl,
-        feature_error=distance.feature_error,
-        evaluated_by=_evaluated_by(family_of(model).classifier(model), settings),
-        changes=changes(outcomes["merged"], outcomes["unmerged"]),
+        **lost,
         speedup=speedup,
         train_speedup=train_speedup,
         train_batch=len(batch[0]) if training else None,
         loader_samples_per_s=speed.loader_rate(_loader(data, bool(training)), min(LOADING, speeds.seconds)),
         conditions=_conditions(models["merged"], trainer, settings, inference["merged"], images, data),
     )
+
+
+def _accuracy(
+    models: dict[str, nn.Module], data: ImageData, trainer: Trainer, settings: EvaluationSettings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The scores of each model, and the fields of `Result` that say what merging loses."""
+    classifier = family_of(models["merged"]).classifier
+    outcomes, distances = compare(models, classifier, data, trainer)
+    distance = distances["merged"]
+    return {name: scores(each) for name, each in outcomes.items()}, {
+        "evaluated_by": _evaluated_by(classifier(models["merged"]), settings),
+        "changes": changes(outcomes["merged"], outcomes["unmerged"]),
+        "agreement": None if distance.agreement is None else Proportion(*distance.agreement),
+        "kl": distance.kl,
+        "feature_error": distance.feature_error,
+    }
+
+
+def _training(
+    models: dict[str, nn.Module],
+    batch: tuple[Tensor, Tensor],
+    loss: Loss | None,
+    trainer: Trainer,
+    speeds: SpeedSettings,
+) -> tuple[dict[str, speed.Timing], float | None]:
+    """The timing of a training step of each model, and how many times faster merged is; nothing without a loss."""
+    if loss is None:
+        return {}, None
+    steps = {name: speed.training_step(each, loss, *batch) for name, each in models.items()}
+    return _race(steps, len(batch[0]), trainer, speeds)
 
 
 def _conditions(
@@ -169,6 +184,12 @@ def _over_processes(number: float, trainer: Trainer) -> float:
 
 def _loader(data: ImageData, training: bool) -> DataLoader:
     return data.train_dataloader() if training else data.test_dataloader()
+
+
+def _resources(model: nn.Module, images: Tensor, trainer: Trainer, counted: int) -> dict[str, Any]:
+    """Multiply-adds and tokens, mean over the images, and the memory of a forward pass."""
+    call = _in_precision(_forward(model, images), trainer)
+    return _cost(model, images, counted) | {"peak_memory_mb": _megabytes(memory.peak_memory(call, images.device))}
 
 
 def _cost(model: nn.Module, images: Tensor, counted: int) -> dict[str, Any]:
