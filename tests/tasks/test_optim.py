@@ -12,8 +12,8 @@ from mame_lab.tasks.optim import AdamW, layers
 
 BLOCKS = [f"blocks.{index}" for index in range(3)]
 # Parts of the names of what stands before the first block, and after the last.
-BEFORE = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre", "rope", "embeddings")
-AFTER = ("norm", "fc_norm", "layernorm", "attn_pool", "head", "classifier")
+BEFORE = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre", "pre_layrnorm", "rope", "embeddings")
+AFTER = ("norm", "fc_norm", "layernorm", "post_layernorm", "attn_pool", "head", "classifier")
 
 
 def vit():

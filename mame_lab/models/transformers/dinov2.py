@@ -82,7 +82,7 @@ class MergingDinov2Backbone(_Backbone, Dinov2Backbone):
         maps = tuple(self._feature_map(x_BNC, pixel_values) for name, x_BNC in named if name in self.out_features)
         chosen = chosen_states(asked, len(states))
         shown = tuple(x_BNC if index in chosen else None for index, x_BNC in enumerate(states))
-        return BackboneOutput(feature_maps=maps, hidden_states=shown if asked else None)
+        return BackboneOutput(maps, shown if asked else None)  # pyright: ignore[reportArgumentType]
 
     def _feature_map(self, x_BNC: Any, pixel_values: Tensor) -> Tensor:
         if self.config.apply_layernorm:

@@ -126,7 +126,7 @@ class MergingClassifier(_OfTransformers, merging_transformer.MergingClassifier):
         return ImageClassifierOutput(loss=loss, logits=logits_BK, hidden_states=hidden_states)
 
 
-def bypassed(backbone: nn.Module, merging: type[MergingBackbone]) -> list[nn.Module]:
+def bypassed(backbone: nn.Module, merging: type[Any]) -> list[nn.Module]:
     """The parts of a classifier that are not called while tokens merge in its backbone, which becomes `merging`."""
     pooling = getattr(backbone, merging.pooling, None)
     return [backbone, *containers(backbone, merging.blocks_at), *([] if pooling is None else pooling.modules())]
