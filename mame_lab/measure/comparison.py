@@ -134,8 +134,11 @@ def _over_views(logits_VBK: list[Tensor]) -> Tensor:
 
 def scores(outcome: Outcome) -> dict[str, Proportion | float]:
     """The numbers of one model, for its `ModelMeasurement`."""
-    is_share = {name: x.dtype == torch.bool for name, x in outcome.items()}
-    return {name: Proportion(int(x.sum()), len(x)) if is_share[name] else float(x) for name, x in outcome.items()}
+    return {name: share(x) if x.dtype == torch.bool else float(x) for name, x in outcome.items()}
+
+
+def share(hits_M: Tensor) -> Proportion:
+    return Proportion(int(hits_M.sum()), len(hits_M))
 
 
 def changes(merged: Outcome, unmerged: Outcome) -> dict[str, Change]:

@@ -20,7 +20,7 @@ from mame_lab.data.datamodule import ImageData
 from mame_lab.data.files import write_csv
 from mame_lab.errors import MameLabError
 from mame_lab.measure import speed
-from mame_lab.measure.comparison import changes, check_classes, compare, scores
+from mame_lab.measure.comparison import changes, check_classes, compare, share
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
 from mame_lab.measure.cost import gflops
 from mame_lab.measure.paired import Change
@@ -104,7 +104,7 @@ def points(settings: Budgets, arms: dict[str, nn.Module], data: ImageData, train
     return [
         BudgetPoint(
             arm,
-            scores(outcomes[key])["top1"],
+            share(outcomes[key]["top1"]),
             None if arm == UNMERGED else changes(outcomes[key], outcomes[UNMERGED])["top1"],
             Proportion(*agrees) if (agrees := agreement.get(key)) else None,
             costs[arm] / costs[UNMERGED],

@@ -86,7 +86,8 @@ class _Hashing(pickle.Pickler):
     """Hashes what it is given to pickle, and lists the paths of files in it."""
 
     def __init__(self, digest: Any) -> None:
-        super().__init__(SimpleNamespace(write=digest.update), protocol=4)
+        file: Any = SimpleNamespace(write=digest.update)
+        super().__init__(file, protocol=4)
         self.files: dict[str, None] = {}
 
     def persistent_id(self, value: Any) -> None:
