@@ -13,7 +13,7 @@ from mame_lab.benchmarks.frontier import equal_cost, run
 from mame_lab.benchmarks.frontier.arms import ARMS, REFERENCE, method_of
 from mame_lab.benchmarks.frontier.charts import MEASURES, figure, table
 from mame_lab.benchmarks.frontier.losses import Loss, Losses
-from mame_lab.benchmarks.frontier.run import FrontierPoint
+from mame_lab.benchmarks.frontier.point import FrontierPoint
 from mame_lab.benchmarks.frontier.settings import Frontier
 from mame_lab.errors import MameLabError
 from mame_lab.measure.paired import PairedHits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -11,10 +11,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from rich.table import Table
 
 from mame_lab.benchmarks.frontier.arms import REFERENCE
+from mame_lab.benchmarks.frontier.point import FrontierPoint
 from mame_lab.measure.table import results_table
-
-if TYPE_CHECKING:
-    from mame_lab.benchmarks.frontier.run import FrontierPoint
 
 # Of the methods, one after the other: the full ones, then the pale ones.
 COLORS = [colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]

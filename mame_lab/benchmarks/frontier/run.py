@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 from rich import print
@@ -15,44 +14,12 @@ from mame_lab.benchmarks.frontier.arms import REFERENCE, method_of
 from mame_lab.benchmarks.frontier.charts import MEASURES, figure, table
 from mame_lab.benchmarks.frontier.equal_cost import solve_for
 from mame_lab.benchmarks.frontier.losses import Loss, Losses
+from mame_lab.benchmarks.frontier.point import FrontierPoint
 from mame_lab.benchmarks.frontier.settings import Frontier
 from mame_lab.data.datamodule import ImageData
 from mame_lab.data.files import write_csv
 from mame_lab.errors import MameLabError
 from mame_lab.measure.precision import converted, prepared
-
-
-class FrontierPoint(NamedTuple):
-    """One arm at one cost; None: not measured.
-
-    Attributes:
-        arm: see `arms.method_of`.
-        asked: the cost that it was solved to, a share of the unmerged model's multiply-adds.
-        cost, feature_error, token_error: see `losses.Loss`.
-        feature_ratio, token_ratio: the error over that of `arms.REFERENCE`.
-        top1, top1_unmerged: share of the images that the linear head hits on merged and on unmerged features.
-        top1_change, top1_low, top1_high, top1_p: merged minus unmerged, its interval and test; see `PairedHits`.
-        top1_ratio: the share that merging loses over that of `arms.REFERENCE`; None where that loses none.
-        setting: the method in full.
-        reason: why nothing was measured.
-    """
-
-    arm: str
-    asked: float
-    cost: float | None = None
-    feature_error: float | None = None
-    feature_ratio: float | None = None
-    token_error: float | None = None
-    token_ratio: float | None = None
-    top1: float | None = None
-    top1_unmerged: float | None = None
-    top1_change: float | None = None
-    top1_low: float | None = None
-    top1_high: float | None = None
-    top1_p: float | None = None
-    top1_ratio: float | None = None
-    setting: str = ""
-    reason: str = ""
 
 
 def run(settings: Frontier, model: nn.Module, method: object, data: ImageData, trainer: Trainer, folder: Path) -> None:
