@@ -15,6 +15,7 @@ from mame_lab.data.datamodule import ImageData
 from mame_lab.measure import cost, flops, memory, speed
 from mame_lab.measure.comparison import changes, check_classes, compare, scores
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
+from mame_lab.measure.fidelity import Distance
 from mame_lab.measure.precision import converted, prepared
 from mame_lab.measure.proportion import Proportion
 from mame_lab.measure.result import EvaluatedBy, ModelMeasurement, Result
@@ -29,11 +30,7 @@ LOADING = 3.0  # seconds in which the data loader is timed
 
 
 def evaluate(
-    model: nn.Module,
-    data: ImageData,
-    trainer: Trainer,
-    settings: EvaluationSettings,
-    training_loss: Loss | None = None,
+    model: nn.Module, data: ImageData, trainer: Trainer, settings: EvaluationSettings, training_loss: Loss | None = None
 ) -> Result:
     """Compare a merged model with the same weights unmerged, on the test images.
 
@@ -54,37 +51,30 @@ def evaluate(
     model = prepared(model, trainer)
     models = {"merged": shared_copy(model), "unmerged": unmerged_copy(model)}
     outcomes, distances = compare(models, family_of(model).classifier, data, trainer)
-    distance, speeds = distances["merged"], settings.speed
+    speeds = settings.speed
     images, labels = (converted(tensor, trainer) for tensor in data.sample(speeds.batch_size))
     for each in models.values():
         each.to(device)
     if settings.compile:
         compile_models(*models.values())
     batch = images[: data.dataset.batch_size], labels[: data.dataset.batch_size]
-    training, train_speedup = {}, None
-    if training_loss is not None:
-        steps = {name: speed.training_step(each, training_loss, *batch) for name, each in models.items()}
-        training, train_speedup = _race(steps, len(batch[0]), trainer, speeds)
+    training, train_speedup = _race_training(models, training_loss, batch, trainer, speeds)
     forwards = {name: _forward(each.eval(), images) for name, each in models.items()}
     inference, speedup = _race(forwards, len(images), trainer, speeds)
-    uncompiled = {name: shared_copy(each) for name, each in models.items()}  # Its operators can be counted one by one.
     arms = {
         name: ModelMeasurement(
             scores=scores(outcomes[name]),
-            **_cost(each, images, speeds.cost_samples),
+            **_cost(shared_copy(each), images, speeds.cost_samples, trainer),
             samples_per_s=inference[name].samples_per_s,
             latency_ms_p50=inference[name].latency_ms_p50,
             latency_ms_p95=inference[name].latency_ms_p95,
-            peak_memory_mb=_megabytes(memory.peak_memory(_in_precision(_forward(each, images), trainer), device)),
             train_samples_per_s=training[name].samples_per_s if training else None,
         )
-        for name, each in uncompiled.items()
+        for name, each in models.items()
     }
     return Result(
         **arms,
-        agreement=None if distance.agreement is None else Proportion(*distance.agreement),
-        kl=distance.kl,
-        feature_error=distance.feature_error,
+        **_fidelity(distances["merged"]),
         evaluated_by=_evaluated_by(family_of(model).classifier(model), settings),
         changes=changes(outcomes["merged"], outcomes["unmerged"]),
         speedup=speedup,
@@ -93,6 +83,11 @@ def evaluate(
         loader_samples_per_s=speed.loader_rate(_loader(data, bool(training)), min(LOADING, speeds.seconds)),
         conditions=_conditions(models["merged"], trainer, settings, inference["merged"], images, data),
     )
+
+
+def _fidelity(distance: Distance) -> dict[str, Any]:
+    agreement = None if distance.agreement is None else Proportion(*distance.agreement)
+    return distance._asdict() | {"agreement": agreement}
 
 
 def _conditions(
@@ -161,6 +156,20 @@ def _race(
     return timings, _over_processes(speed.speedup(taken["merged"], taken["unmerged"]), trainer)
 
 
+def _race_training(
+    models: dict[str, nn.Module],
+    loss: Loss | None,
+    batch: tuple[Tensor, Tensor],
+    trainer: Trainer,
+    settings: SpeedSettings,
+) -> tuple[dict[str, speed.Timing], float | None]:
+    """The same of a training step; nothing without a loss."""
+    if loss is None:
+        return {}, None
+    steps = {name: speed.training_step(each, loss, *batch) for name, each in models.items()}
+    return _race(steps, len(batch[0]), trainer, settings)
+
+
 def _over_processes(number: float, trainer: Trainer) -> float:
     """Its mean over the processes."""
     tensor = torch.tensor(number, device=trainer.strategy.root_device)
@@ -171,15 +180,13 @@ def _loader(data: ImageData, training: bool) -> DataLoader:
     return data.train_dataloader() if training else data.test_dataloader()
 
 
-def _cost(model: nn.Module, images: Tensor, counted: int) -> dict[str, Any]:
-    """Multiply-adds and tokens, mean over the images."""
+def _cost(model: nn.Module, images: Tensor, counted: int, trainer: Trainer) -> dict[str, Any]:
+    """Multiply-adds and tokens, mean over the images, and memory; of a model that is not compiled."""
+    peak = memory.peak_memory(_in_precision(_forward(model, images), trainer), images.device)
+    measured: dict[str, Any] = {"peak_memory_mb": None if peak is None else peak / 1e6}
     with torch.inference_mode():
-        tokens = [float(tokens_B.float().mean()) for tokens_B in family_of(model).trace(model, images)]
+        measured["tokens"] = [float(tokens_B.float().mean()) for tokens_B in family_of(model).trace(model, images)]
     if is_adaptive(model) and not depends_on_batch(model):
-        return {"gflops": cost.adaptive_gflops(model, images, counted), "tokens": tokens}
+        return measured | {"gflops": cost.adaptive_gflops(model, images, counted)}
     alike = images if depends_on_batch(model) else images[:1]
-    return {"gflops": flops.gflops(model, alike, depends_on_batch(model))[""], "tokens": tokens}
-
-
-def _megabytes(count: int | None) -> float | None:
-    return None if count is None else count / 1e6
+    return measured | {"gflops": flops.gflops(model, alike, depends_on_batch(model))[""]}
