@@ -79,7 +79,7 @@ def test_half_precision_counts_every_image(entry_point, tmp_path, precision):
     tiny = [override for override in TINY if "limit_test" not in override]
     entry_point("eval", tmp_path, *tiny, "mame.r=10", f"trainer.precision={precision}")
     result = Result.load(tmp_path / "result.json")
-    assert result.merged.top1.total == result.unmerged.top5.total == result.agreement.total == 359
+    assert result.merged.top1.total == result.unmerged.scores["top5"].total == result.agreement.total == 359
     assert result.conditions.dtype == precision
 
 
