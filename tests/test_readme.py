@@ -94,7 +94,7 @@ def test_commands_compose(line):
 def test_modules_that_are_commands_exist(name):
     spec = find_spec(name)
     main = find_spec(f"{name}.__main__") if spec.submodule_search_locations else spec
-    assert "main(" in Path(main.origin).read_text()
+    assert '__name__ == "__main__"' in Path(main.origin).read_text()
 
 
 @pytest.mark.parametrize(("path", "link"), LINKS, ids=lambda value: str(value).removeprefix(f"{ROOT}/"))
