@@ -67,6 +67,17 @@ def test_numbers_are_those_of_the_result():
         "12,346",
         "0.00173",
         "61 of 100",
+        "-",
+        "-",
     ]
-    assert list(numbers(unmerged).values()) == ["81.0 % [78.5, 83.3]", "-", "-", "1,000", "4.00", "100 of 100"]
+    assert list(numbers(unmerged).values()) == [
+        "81.0 % [78.5, 83.3]",
+        "-",
+        "-",
+        "1,000",
+        "4.00",
+        "100 of 100",
+        "-",
+        "-",
+    ]
     assert list(numbers(models(runs(make_result(None)))[0]).values())[:2] == ["-", "-"]

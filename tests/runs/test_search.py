@@ -87,7 +87,7 @@ def test_the_table_has_what_no_run_is_better_than(search, capsys):
     found = search(fake, "hydra.sweeper.trials=6")
     found = [trial for trial in found if trial.values]
     better = {a.number for a in found for b in found if b.values[0] > a.values[0] and b.values[1] < a.values[1]}
-    told = [int(number) for number in re.findall(r"^ +(\d+) +[\d.]+ +[\d.]+ ", capsys.readouterr().out, re.M)]
+    told = [int(number) for number in re.findall(r"^(\d+) +[\d.]+ +[\d.]+ ", capsys.readouterr().out, re.M)]
     assert {*told} == {trial.number for trial in found} - better
     assert 1 < len(told) < 6
 
