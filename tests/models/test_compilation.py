@@ -54,7 +54,9 @@ def test_a_run_times_compiled_models_and_counts_as_without(entry_point, tmp_path
 
 @pytest.mark.parametrize("name", ["train", "eval"])
 def test_adaptive_merging_is_refused_at_once(entry_point, tmp_path, graphs, name):
-    with pytest.raises(MameLabError, match=r"compile=true needs a budget: mame=ward .* set mame.r or compile=false"):
+    with pytest.raises(
+        MameLabError, match=r"compile=true and mame=ward without mame.r exclude each other, .* compile=false"
+    ):
         entry_point(name, tmp_path, *RUN, "mame.r=null", "mame.tau=0.9")
     assert not graphs
     assert not list(tmp_path.rglob("*.ckpt"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import clips
 import pytest
+import torch
 from commands import ROOT, SD_MINI, TINY, typed
 from hydra.errors import ConfigCompositionException
 
@@ -113,8 +114,8 @@ def test_it_runs_on_stand_ins(path, entry_point, tmp_path, tmp_path_factory, mon
 def test_debug_takes_a_batch_and_looks_for_anomalies(entry_point, tmp_path, monkeypatch, capsys, key, timed):
     entry, overrides = command(ROOT / "conf/experiment/debug.yaml", key)
     assert entry == timed
-    asked = []
-    monkeypatch.setattr("torch.autograd.set_detect_anomaly", lambda mode, *_: asked.append(mode))
+    asked, real = [], torch.autograd.set_detect_anomaly
+    monkeypatch.setattr("torch.autograd.set_detect_anomaly", lambda mode: asked.append(mode) or real(mode))
     entry_point(entry, tmp_path, *overrides, *(override for override in TINY if override.startswith("model.")))
     assert Result.load(tmp_path / "result.json").merged.top1.total == 16
     assert not list(tmp_path.glob("checkpoints/*"))
