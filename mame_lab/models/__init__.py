@@ -15,12 +15,12 @@ from mame_lab.errors import MameLabError, UnsupportedModelError
 from mame_lab.merging import Method, Ward
 from mame_lab.merging.method import check_method
 from mame_lab.models import checkpoint
-from mame_lab.models.base import Family, Library
-from mame_lab.models.parts import shared_copy
+from mame_lab.models.copies import shared_copy
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from mame_lab.models.base import Family, Library
     from mame_lab.models.checkpoint import Checkpoint
     from mame_lab.models.settings import ModelSettings
 
@@ -40,7 +40,7 @@ def library(name: str) -> Library:
         module = import_module(f"mame_lab.models.{name}")
     except ModuleNotFoundError as error:
         raise MameLabError(f"model.family={name} needs {error.name}: pip install 'mame_lab[{name}]'") from error
-    return cast(Library, getattr(module, "FAMILY", module))
+    return cast("Library", getattr(module, "FAMILY", module))
 
 
 def family(name: str) -> Family:
@@ -49,6 +49,8 @@ def family(name: str) -> Family:
     Raises:
         MameLabError: also for diffusers, whose models are pipelines.
     """
+    from mame_lab.models.base import Family
+
     found = library(name)
     if not isinstance(found, Family):
         raise MameLabError(f"model.family={name} is for dataset=prompts: choose one of vision transformers")
@@ -96,6 +98,8 @@ def family_of(model: nn.Module) -> Family:
     Raises:
         UnsupportedModelError: also for a diffusion pipeline, whose tokens come back after every attention.
     """
+    from mame_lab.models.base import Family
+
     found = library_of(model)
     if not isinstance(found, Family):
         raise UnsupportedModelError(
@@ -103,6 +107,14 @@ def family_of(model: nn.Module) -> Family:
             f"eval.py dataset=prompts benchmark=denoiser say what it costs"
         )
     return found
+
+
+def unused_parameters(model: nn.Module) -> tuple[str, ...]:
+    """How names of parameters begin that the logits of a model do not depend on; none of a model that is not known."""
+    try:
+        return family_of(model).unused(model)
+    except UnsupportedModelError:
+        return ()
 
 
 def apply(model: nn.Module, method: Method | None = None, **settings) -> nn.Module:

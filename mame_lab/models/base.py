@@ -18,8 +18,9 @@ from mame_lab.merging.method import Method, SequenceMethod, sequence_method
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.ward import Ward
+from mame_lab.models.copies import shared_copy
 from mame_lab.models.merging_transformer import MergingClassifier, MergingTransformer
-from mame_lab.models.parts import become, check_forwards, path_of, shared_copy
+from mame_lab.models.parts import become, check_forwards, path_of
 from mame_lab.models.settings import ModelSettings
 
 
@@ -115,6 +116,10 @@ class Family(ABC):
     @abstractmethod
     def check(self, model: nn.Module) -> None:
         """Raise UnsupportedModelError for a model that would be merged wrongly or not at all."""
+
+    def unused(self, model: nn.Module) -> tuple[str, ...]:
+        """How names of parameters begin that no logits depend on."""
+        return ()
 
     @abstractmethod
     def classifier(self, model: nn.Module) -> nn.Module:

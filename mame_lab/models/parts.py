@@ -3,9 +3,7 @@
 A class is known by its exact type: a subclass has a forward pass that nobody here has read.
 """
 
-import copy
 from collections.abc import Callable, Iterable
-from itertools import chain
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -78,11 +76,6 @@ def containers(model: nn.Module, blocks_at: str) -> list[nn.Module]:
     """The parts of a model that hold its blocks, which are called without them."""
     names = blocks_at.split(".")
     return [model.get_submodule(".".join(names[:end])) for end in range(1, len(names) + 1)]
-
-
-def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy that shares all parameters and buffers."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
 
 
 def path_of(part: nn.Module, model: nn.Module) -> str:

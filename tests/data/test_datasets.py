@@ -54,7 +54,7 @@ def test_an_empty_path_of_a_command_is_refused(command, tmp_path, monkeypatch, c
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit):
         runpy.run_path(str(Path(data.__file__).with_name(f"{command[0]}.py")), run_name="__main__")
-    assert ": invalid given_path value: " in capsys.readouterr().err
+    assert " is empty: give a folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -336,7 +336,9 @@ def test_one_graph_where_it_is_said(method):
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("family", "name"), [("siglip", "VisionTransformer"), ("videomae", "videomae")])
+@pytest.mark.parametrize(
+    ("family", "name"), [("siglip", "VisionTransformer"), ("videomae", "VideoMAEForVideoClassification")]
+)
 def test_a_class_token_is_needed_for_its_attention(family, name):
     model, x = build(family), inputs(family)
     expected = logits(model, x)

@@ -22,8 +22,7 @@ from torch.nn import functional as F
 from transformers.models.vit.modeling_vit import ViTAttention, ViTLayer
 
 import mame_lab
-from mame_lab.measure import pictures
-from mame_lab.merging import Drop, ToMe, Ward
+from mame_lab.merging import Drop, ToMe
 from mame_lab.models import family_of
 
 every_family = pytest.mark.parametrize("name", TRANSFORMERS)
@@ -250,9 +249,7 @@ def test_images_of_other_sizes():
     assert (shown.blocks[0].tokens, shown.blocks[0].tokens_unmerged) == (68, 73)
 
 
-def test_videos_have_a_grid_in_time_and_no_pictures():
+def test_videos_have_a_grid_in_time():
     model, x = build("videomae", depth=2), inputs("videomae")
     assert family_of(model).grid(model, x) == (4, 4, 4)
     assert family_of(build("hf_vit")).grid(build("hf_vit"), inputs("hf_vit")) == (GRID, GRID)
-    with pytest.raises(mame_lab.MameLabError, match="visualize=2 draws images, and this model takes videos"):
-        pictures.check(mame_lab.apply(model, r=3), 2, Ward(r=3))

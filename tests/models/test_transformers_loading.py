@@ -13,7 +13,7 @@ from torch import nn
 
 import mame_lab
 from mame_lab.data.preprocessing import Preprocessing
-from mame_lab.measure import flops
+from mame_lab.measure import flops, pictures
 from mame_lab.models import family, family_of, hub
 from mame_lab.models.settings import ModelSettings
 
@@ -216,3 +216,9 @@ def test_trains_and_is_evaluated_from_its_checkpoint(entry_point, tmp_path, caps
     assert evaluated["conditions"]["more"]["attention"] == "scaled_dot_product_attention"
     assert trained["merged"]["top1"] == evaluated["merged"]["top1"]
     assert (tmp_path / "eval" / "merging.png").stat().st_size > 0
+
+
+def test_videos_have_no_pictures():
+    model = mame_lab.apply(library.load(tiny("videomae")), r=3)
+    with pytest.raises(mame_lab.MameLabError, match="visualize=2 draws images, and this model takes videos"):
+        pictures.check(model, 2, mame_lab.Ward(r=3))

@@ -17,9 +17,11 @@ class Architecture(base.Architecture):
         width: of what enters the head, in hidden sizes.
         any_size: whether the position embedding is resampled to the size of the images in every forward pass.
         unused: how names of tensors begin that published files have and the classifier has not.
+        untrained: how names of parameters begin that the classifier has and its logits do not depend on.
     """
 
     preprocessing: dict[str, Any] = field(default_factory=dict)
     width: int = 1
     any_size: bool = False
     unused: tuple[str, ...] = ("pooler.",)
+    untrained: tuple[str, ...] = ()

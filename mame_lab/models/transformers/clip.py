@@ -64,5 +64,6 @@ CLIP = Architecture(
         "crop_pct": 1.0,
         "crop_mode": "center",
     },
+    untrained=("vision_model.post_layernorm.",),
     unused=("text_model.", "logit_", "visual_projection.", "text_projection.", "vision_model.embeddings.position_ids"),
 )

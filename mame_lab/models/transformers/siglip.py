@@ -73,4 +73,5 @@ SIGLIP = Architecture(
     attentions=(SiglipAttention,),
     preprocessing={"mean": HALF, "std": HALF, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
     unused=("text_model.", "logit_"),
+    untrained=("vision_model.head.",),
 )
