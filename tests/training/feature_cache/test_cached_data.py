@@ -134,7 +134,7 @@ def test_a_teacher_says_the_same_from_the_cache(entry_point, tmp_path, capsys):
     run.append(f"model.weights={tmp_path / 'head/checkpoints/best.ckpt'}")
     entry_point("train", tmp_path / "without", *run, "finetune.cache=false")
     entry_point("train", tmp_path / "with", *run)
-    assert "Kept logits of train: 12 samples" in capsys.readouterr().out
+    assert "Cached logits of train: 12 samples" in capsys.readouterr().out
     assert outcome(tmp_path / "with")[0] == pytest.approx(outcome(tmp_path / "without")[0], rel=1e-5)
 
 
