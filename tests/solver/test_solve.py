@@ -105,15 +105,8 @@ def test_only_the_blocks_that_were_asked_for_merge(solve_to):
     assert [r != 0 for r in solved.schedule_for(DEPTH).amounts] == [block in (1, 3) for block in range(DEPTH)]
 
 
-OFF_BY_SOME = pytest.mark.xfail(
-    strict=True, reason="spread sources with proportional attention are off by up to 3 of 12"
-)
-
-
-@pytest.mark.parametrize(
-    ("method", "prop_attn"),
-    [(Ward, True), (Ward, False), (MaMe, False), pytest.param(MaMe, True, marks=OFF_BY_SOME)],
-)
+@pytest.mark.parametrize("prop_attn", [True, False])
+@pytest.mark.parametrize("method", [Ward, MaMe])
 def test_thresholds_are_where_the_batch_loses_its_budget(method, prop_attn, applied):
     """Of the sources of all samples the closest, wherever they are; attention is as the method has it."""
     model, x = build("vit"), images(4)
@@ -121,7 +114,8 @@ def test_thresholds_are_where_the_batch_loses_its_budget(method, prop_attn, appl
     assert {each.prop_attn for each in applied} == {prop_attn}
     tried = list(zip(applied[::2], applied[1::2], strict=True))
     for budget, thresholds in tried[1:]:  # The first removes every source, which is no choice.
-        tokens = torch.stack(family_of(model).trace(apply(shared_copy(model), thresholds), x))
+        with torch.inference_mode():  # A threshold is a similarity that occurs: another kernel would round it.
+            tokens = torch.stack(family_of(model).trace(apply(shared_copy(model), thresholds), x))
         entered = torch.cat([torch.full((1, 4), 65), tokens[:-1]])
         assert ((entered - tokens).sum(1) - 4 * torch.tensor(budget.r)).abs().max() <= 1
 
