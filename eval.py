@@ -7,12 +7,14 @@ python eval.py model=sd21 dataset=prompts mame.r=0.5                           i
 """
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mame_lab.models import checkpoint
+from mame_lab.models.checkpoint import Checkpoint
 from mame_lab.runs import cli, config, conflicts, cpu
 
 config.register()
@@ -24,16 +26,29 @@ def main(cfg: DictConfig) -> dict[str, float] | None:
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float] | None:
-    values = config.plain(cfg)
-    said = cli.overrides()
+    values, given = config.plain(cfg), cli.overrides()
     stored = checkpoint.read(cfg.ckpt) if cfg.ckpt else None
     if stored:
-        values = config.override(stored.config, values, said)
+        values = config.override(stored.config, values, given)
     run = config.typed(config.EvalConfig, values)
-    conflicts.check_read(run, said)
+    conflicts.check_read(run, given)
     folder = Path(HydraConfig.get().runtime.output_dir)
 
     import lightning
+
+    cpu.set_threads(run.model.threads)
+    lightning.seed_everything(run.seed, workers=True, verbose=False)
+    if run.generates:
+        from mame_lab.synthesis.compare import synthesise
+
+        return synthesise(run, values, folder)
+    return measure(run, values, stored, folder)
+
+
+def measure(
+    run: config.EvalConfig, values: dict[str, Any], stored: Checkpoint | None, folder: Path
+) -> dict[str, float] | None:
+    """The metrics of a classifier or backbone, merged against unmerged; None after a benchmark."""
     import rich
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -49,14 +64,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     from mame_lab.solver.on_validation import solve_on_validation
     from mame_lab.training.processes import processes
 
-    cpu.set_threads(run.model.threads)
     print = rank_zero_only(rich.print)
-    lightning.seed_everything(run.seed, workers=True, verbose=False)
-    if run.generates:
-        from mame_lab.synthesis.compare import synthesise
-
-        return synthesise(run, values, folder)
-
     family = models.family(run.model.family)
     model = models.load(run.model, stored)
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)

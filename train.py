@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mame_lab.runs import cli, config, conflicts, cpu
+from mame_lab.training.context import RunContext
 
 config.register()
 
@@ -27,6 +28,19 @@ def train(cfg: DictConfig) -> dict[str, float]:
     run = config.typed(config.TrainConfig, values)
     conflicts.check_read(run, cli.overrides())
 
+    import lightning
+
+    from mame_lab.training import resume
+
+    cpu.set_threads(run.model.threads)
+    lightning.seed_everything(run.seed, workers=True, verbose=False)
+    context = run.context(values, Path(HydraConfig.get().runtime.output_dir))
+    past = resume.find_checkpoint(run, context.folder, context.values)
+    return fit_and_measure(run, context.resumed_from(past))
+
+
+def fit_and_measure(run: config.TrainConfig, context: RunContext) -> dict[str, float]:
+    """The metrics of the trained model, merged against unmerged."""
     import lightning
     import rich
     from lightning.pytorch.utilities import rank_zero_only
@@ -44,13 +58,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     from mame_lab.training.fit import fit
     from mame_lab.training.processes import processes
 
-    cpu.set_threads(run.model.threads)
-    print = rank_zero_only(rich.print)
-    lightning.seed_everything(run.seed, workers=True, verbose=False)
-    context = run.context(values, Path(HydraConfig.get().runtime.output_dir))
-    context = context.resumed_from(resume.find_checkpoint(run, context.folder, context.values))
-    past = context.past
-
+    print, past = rank_zero_only(rich.print), context.past
     family = models.family(run.model.family)
     model = models.load(run.model)
     data = ImageData(run.dataset, Preprocessing(**family.data_config(model)), run.seed)
@@ -59,7 +67,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         run.finetune.check_head(trained=False)
         print(f"The head is new: {run.model.name} gets the {len(data.classes)} classes of dataset={run.dataset.name}.")
 
-    loggers = run.logger.build(context.folder, values, past.step if past else 0)
+    loggers = run.logger.build(context.folder, context.values, past.step if past else 0)
     callbacks = [*resume.callbacks(run.seed), *random_r.callbacks(model, context), *run.callbacks.build()]
     trainer = run.trainer.build(context.folder, loggers, callbacks)
     with processes(trainer), run.trainer.explained():

@@ -21,6 +21,7 @@ ARROWS = {room: ROOMS[:floor] for floor, room in enumerate(ROOMS)} | {
     "__init__": ["merging", "measure", "models", "solver"],
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
+ENTRIES = [ROOT / "train.py", ROOT / "eval.py"]
 
 
 def part(path: Path) -> str:
@@ -61,7 +62,7 @@ def test_no_file_imports_what_imports_it():
     TopologicalSorter({str(path): modules(path) for path in FILES}).prepare()
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+@pytest.mark.parametrize("path", [*FILES, *ENTRIES], ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_are_short_and_whole(path):
     code = path.read_text()
     functions = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)]
@@ -99,6 +100,6 @@ mame_lab.remove(model)
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("path", [ROOT / "train.py", ROOT / "eval.py"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", ENTRIES, ids=lambda path: path.name)
 def test_entry_points_are_thin(path):
-    assert len(path.read_text().splitlines()) < 95
+    assert len(path.read_text().splitlines()) <= 100
