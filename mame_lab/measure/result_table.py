@@ -45,7 +45,7 @@ def _scores(result: Result) -> Iterator[tuple[str, ...]]:
     for name, metric in METRICS.items():
         merged, unmerged = (_value(arm.scores.get(name)) for arm in (result.merged, result.unmerged))
         if merged is not None and unmerged is not None:
-            change = result.changes.get(name) or f"{100 * (merged - unmerged):+.1f} points"
+            change = result.changes.get(name) or f"{round(100 * (merged - unmerged), 1) + 0:+.1f} points"
             yield metric.title, percent(merged), percent(unmerged), str(change)
 
 

@@ -30,7 +30,7 @@ from mame_lab.synthesis.quality import ImageMetrics, fid, high_frequency_energy,
 from mame_lab.synthesis.sheet import contact_sheet
 from mame_lab.synthesis.table import quality_table
 
-UNMERGED, MERGED, TOMESD = "unmerged", "mame", "tomesd"
+UNMERGED, MERGED, TOMESD = "unmerged", "merged", "tomesd"
 DTYPES = {"16-true": torch.float16, "bf16-true": torch.bfloat16, "32-true": torch.float32}
 
 

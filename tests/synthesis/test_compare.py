@@ -50,7 +50,7 @@ def test_one_command_makes_images_table_and_contact_sheet(entry_point, tmp_path,
     assert result.conditions.more["pixels"] == "96x64"
     assert "diffusers" in result.conditions.versions
     images = sorted(path.name for path in (tmp_path / "images").iterdir())
-    assert images == [f"{i:03d}_{arm}.png" for i in range(2) for arm in ("mame", "tomesd", "unmerged")]
+    assert images == [f"{i:03d}_{arm}.png" for i in range(2) for arm in ("merged", "tomesd", "unmerged")]
     assert Image.open(tmp_path / "images" / images[0]).size == (96, 64)
     width, height = Image.open(tmp_path / "contact_sheet.png").size
     assert width > 3 * 400
@@ -78,7 +78,7 @@ def test_nothing_merged_is_the_same_image(entry_point, tmp_path):
     result = Result.load(tmp_path / "result.json")
     assert result.merged.quality["psnr_db"] == 100
     assert result.merged.gflops == result.unmerged.gflops
-    one, other = (Image.open(tmp_path / "images" / f"000_{arm}.png").tobytes() for arm in ("mame", "unmerged"))
+    one, other = (Image.open(tmp_path / "images" / f"000_{arm}.png").tobytes() for arm in ("merged", "unmerged"))
     assert one == other
     assert not (tmp_path / "tomesd.json").exists()
 

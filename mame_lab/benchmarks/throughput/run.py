@@ -159,7 +159,7 @@ def figure(found: list[ThroughputRow]) -> Figure:
     for arm in dict.fromkeys(row.arm for row in found if not row.arm.startswith(UNMERGED)):
         line = [row for row in found if row.arm == arm]
         (drawn,) = axes.plot([row.batch for row in line], [row.speedup for row in line], marker="o", label=arm)
-        axes.plot([row.batch for row in line], [row.ideal for row in line], "--", color=drawn.get_color(), alpha=0.5)
+        axes.plot([row.batch for row in line], [row.ideal for row in line], "_--", color=drawn.get_color(), alpha=0.5)
     axes.axhline(1, color="black", linewidth=1)
     axes.set(xlabel="batch size", ylabel="speed-up (dashed: FLOP-ideal)", ylim=(0, None))
     axes.set_xscale("log", base=2)
