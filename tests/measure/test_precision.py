@@ -79,6 +79,7 @@ def test_fine_tuned_checkpoints_are_compared_in_half_precision(entry_point, ran,
     assert ran == {torch.float16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", ["classifier", "k-NN"])
 @pytest.mark.parametrize("precision", [*HALVES, "bf16-mixed"])
 def test_an_evaluation_in_half_precision(entry_point, ran, tmp_path, precision, judge):

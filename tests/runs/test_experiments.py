@@ -93,6 +93,7 @@ def test_our_own_compose_too(path):
     assert (run.model.weights, before.model.weights) == ("CKPT", "FILE")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_it_runs_on_stand_ins(path, entry_point, tmp_path, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(solve, "CALIBRATION_IMAGES", 2)

@@ -57,6 +57,7 @@ def schedules(found):
     return [tuple(trial.params.values()) for trial in found]
 
 
+@pytest.mark.slow
 def test_a_real_search_goes_on_where_it_ended(search, tmp_path, capsys):
     task = load("eval").evaluate
     assert len(search(task, *TINY, "dataset.num_workers=0", "hydra.sweeper.trials=2")) == 4  # Two are only enqueued.

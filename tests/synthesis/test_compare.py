@@ -63,6 +63,7 @@ def test_one_command_makes_images_table_and_contact_sheet(entry_point, tmp_path,
     assert float(row["quality/psnr_db"]) == pytest.approx(result.merged.quality["psnr_db"])
 
 
+@pytest.mark.slow
 def test_windows_run_and_random_weights_follow_from_the_seed(entry_point, tmp_path):
     for name in ("one", "other"):
         entry_point("eval", tmp_path / name, *SD_MINI, "mame.r=0.9", "mame.clamp=true", "dataset.count=1",
@@ -197,6 +198,7 @@ def test_fid_takes_all_images_of_a_folder(tmp_path, monkeypatch, caplog):
     assert f"dataset.reference={tmp_path} leaves out 1 file (notes.txt)" in caplog.text
 
 
+@pytest.mark.slow
 def test_denoiser_sets_methods_side_by_side(entry_point, tmp_path):
     read = [override for override in SD_MINI if not override.startswith(("speed.", "dataset."))]
     entry_point("eval", tmp_path, *read, "benchmark=denoiser", "benchmark.latents=[24]", "benchmark.rounds=2")

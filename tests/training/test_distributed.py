@@ -67,7 +67,8 @@ def losses(folder, key="train/loss"):
         return [float(row[key]) for row in csv.DictReader(file) if row[key]]
 
 
-@pytest.mark.parametrize("judge", ["classifier", pytest.param("k-NN", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("judge", ["classifier", "k-NN"])
 def test_two_processes_evaluate_as_one(entry_point, tmp_path, judge):
     overrides = [*FAST, "mame.r=10", "dataset.num_workers=0", *["model.num_classes=0"] * (judge == "k-NN")]
     output = run("eval", *overrides, *TWO, f"hydra.run.dir={tmp_path / 'two'}")
@@ -175,6 +176,7 @@ def test_shared_out_weights_train_as_whole_ones(entry_point, tmp_path, finetune)
         assert result(sharded)[arm]["top1"] == result(tmp_path / "eval")[arm]["top1"]
 
 
+@pytest.mark.slow
 def test_the_loss_of_two_processes_is_the_mean_over_all_images(entry_point, tmp_path):
     overrides = [*TRAINING, "trainer.limit_train_batches=1", "trainer.limit_val_batches=1.0", "mame=off"]
     run("train", *overrides, *TWO, "dataset.batch_size=90", f"hydra.run.dir={tmp_path / 'two'}")

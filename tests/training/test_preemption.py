@@ -24,6 +24,7 @@ def slurm(monkeypatch):
         monkeypatch.setenv(f"SLURM_{name}", "0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "nth"), [("training_step", 9), ("training_step", 10), ("validation_step", 4)])
 def test_a_preempted_run_goes_on_within_an_update_and_a_validation(
     entry_point, killed, slurm, tmp_path, capsys, method, nth

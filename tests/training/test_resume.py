@@ -73,6 +73,7 @@ def test_killed_and_resumed_is_as_never_killed(whole, entry_point, tmp_path, cap
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accumulate", "logged_every", "saved_every"), [(1, 10, 3), (2, 1, 1), (2, 10, 2), (3, 1, 1)])
 def test_steps_are_counted_by_updates(entry_point, killed, tmp_path, accumulate, logged_every, saved_every):
     """In an epoch of 5 batches the last update is of fewer of them."""
@@ -86,6 +87,7 @@ def test_steps_are_counted_by_updates(entry_point, killed, tmp_path, accumulate,
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["last.ckpt", "best.ckpt", "auto"])
 def test_going_on_in_another_folder_ends_alike(entry_point, killed, tmp_path, given):
     whole, folder, other = (tmp_path / name for name in ("whole", "killed", "other"))
@@ -135,6 +137,7 @@ def test_an_evaluation_draws_as_after_training(entry_point, tmp_path):
     assert len(errors) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

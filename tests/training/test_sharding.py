@@ -18,6 +18,7 @@ def last(folder):
     return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [("fsdp", "fsdp"), ("auto", "fsdp"), ("fsdp", "auto")])
 def test_a_run_goes_on_under_any_strategy(entry_point, stopped, tmp_path, before, after):
     whole, folder = tmp_path / "whole", tmp_path / "stopped"
