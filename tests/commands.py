@@ -34,8 +34,8 @@ TINY = [
 # The same for a benchmark, which times in its own way.
 BENCHMARK = [override for override in TINY if not override.startswith("speed.")]
 
-# 12 photos from the trunk's cache.
-TRUNK = ["finetune.cache=true", "dataset.batch_size=8", "dataset.augment=none"]
+# 12 photos from the feature cache.
+CACHED = ["finetune.cache=true", "dataset.batch_size=8", "dataset.augment=none"]
 PHOTOS = ["dataset=sample_photos", "dataset.kind=textures", "dataset.crops=4"]
 
 # A pipeline of a U-Net of 8 channels, for images of 96 x 64 px in 2 steps.

@@ -30,7 +30,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
 
 
 def run(settings: Benchmark, model: Any, method: Method, data: Any, trainer: Trainer, folder: Path) -> None:
-    """Measure, print a table, and write CSV and plot to the folder.
+    """Measure, print a table, and write a CSV file, and most a plot, to the folder.
 
     Args:
         settings: of one of `BENCHMARKS`, whose `run` does it.

@@ -37,7 +37,8 @@ class ImageDataset(ABC):
     min_crop_area: float = 0.35
 
     modality: ClassVar[str] = "images"
-    # Settings by which a sample of train and val does not change, but where it is augmented, or that its images follow.
+    # What the feature cache need not know: it changes no sample of train or val, or augmentation, or the image files,
+    # which the cache follows, tell.
     uncached: ClassVar[frozenset[str]] = frozenset(
         {"name", "batch_size", "num_workers", "root", "augment", "min_crop_area"}
     )

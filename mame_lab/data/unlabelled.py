@@ -17,7 +17,8 @@ class Unlabelled(ImageFolder):
     All have the label 0, and none is for training. Some of them, drawn at random, are val, the others are test.
 
     Args:
-        root, val_fraction, split_seed: see `ImageFolder`; the folder holds the images themselves.
+        root: the folder, which holds the images themselves.
+        val_fraction: share of them that becomes val.
     """
 
     name: str = "unlabelled"

@@ -16,15 +16,18 @@ from mame_lab.models import depends_on_batch, family_of, is_adaptive, unmerged_c
 COUNTED, TRACED = 8, 16
 
 
-def gflops(model: nn.Module, images: Tensor) -> float:
-    """`flops.gflops` of the whole model, mean over the images; of one image where all cost the same."""
+def gflops(model: nn.Module, images: Tensor, count: int = COUNTED) -> float:
+    """`flops.gflops` of the whole model, mean over the images; of one image where all cost the same.
+
+    Where images cost differently, the operations of `count` of them are counted.
+    """
     together = depends_on_batch(model)
-    if is_adaptive(model) and not together and len(images) > COUNTED:
-        return adaptive_gflops(model, images)
+    if is_adaptive(model) and not together and len(images) > count:
+        return adaptive_gflops(model, images, count)
     return flops.gflops(model, images if is_adaptive(model) else images[:1], together)[""]
 
 
-def adaptive_gflops(model: nn.Module, images: Tensor, count: int = COUNTED) -> float:
+def adaptive_gflops(model: nn.Module, images: Tensor, count: int) -> float:
     """`flops.gflops` of a whole model in which images keep different numbers of tokens, without running each alone.
 
     What a block costs is a polynomial of degree 2 in the tokens that enter it and those that stay, the same in all

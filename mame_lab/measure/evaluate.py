@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mame_lab.data.datamodule import ImageData
-from mame_lab.measure import cost, flops, memory, speed
+from mame_lab.measure import cost, memory, speed
 from mame_lab.measure.comparison import changes, check_classes, compare, scores
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
 from mame_lab.measure.precision import converted, prepared
 from mame_lab.measure.proportion import Proportion
 from mame_lab.measure.result import EvaluatedBy, ModelMeasurement, Result
 from mame_lab.measure.settings import EvaluationSettings, SpeedSettings
-from mame_lab.models import depends_on_batch, family_of, is_adaptive, shared_copy, unmerged_copy
+from mame_lab.models import family_of, shared_copy, unmerged_copy
 from mame_lab.models.compilation import check_compiles, compile_models
 from mame_lab.models.zero_shot import ZeroShotHead
 
@@ -189,18 +189,11 @@ def _loader(data: ImageData, training: bool) -> DataLoader:
 def _resources(model: nn.Module, images: Tensor, trainer: Trainer, counted: int) -> dict[str, Any]:
     """Multiply-adds and tokens, mean over the images, and the memory of a forward pass."""
     call = _in_precision(_forward(model, images), trainer)
-    return _cost(model, images, counted) | {"peak_memory_mb": _megabytes(memory.peak_memory(call, images.device))}
+    return _cost(model, images, counted) | {"peak_memory_mb": memory.peak_memory_mb(call, images.device)}
 
 
 def _cost(model: nn.Module, images: Tensor, counted: int) -> dict[str, Any]:
     """Multiply-adds and tokens, mean over the images."""
     with torch.inference_mode():
         tokens = [float(tokens_B.float().mean()) for tokens_B in family_of(model).trace(model, images)]
-    if is_adaptive(model) and not depends_on_batch(model):
-        return {"gflops": cost.adaptive_gflops(model, images, counted), "tokens": tokens}
-    alike = images if depends_on_batch(model) else images[:1]
-    return {"gflops": flops.gflops(model, alike, depends_on_batch(model))[""], "tokens": tokens}
-
-
-def _megabytes(count: int | None) -> float | None:
-    return None if count is None else count / 1e6
+    return {"gflops": cost.gflops(model, images, counted), "tokens": tokens}

@@ -33,6 +33,12 @@ def peak_memory(call: Callable[[], object], device: torch.device | str) -> int |
     return torch.cuda.max_memory_allocated(device) - before
 
 
+def peak_memory_mb(call: Callable[[], object], device: torch.device | str) -> float | None:
+    """The same in megabytes, of 1e6 bytes."""
+    count = peak_memory(call, device)
+    return None if count is None else count / 1e6
+
+
 class _LiveStorages(TorchDispatchMode):
     """Watches every operator for storages that are new, and forgets them when the last tensor on them is gone."""
 

@@ -49,7 +49,7 @@ def draw(model: nn.Module, data: ImageData, trainer: Trainer, count: int, title:
     with torch.inference_mode(), trainer.precision_plugin.forward_context():
         plans = [family.plans(model, converted(batch, trainer)) for batch in shown_by_batch]
         counts = [
-            torch.stack([tokens_B.cpu() for tokens_B in family.trace(model, converted(batch, trainer))])
+            torch.stack(family.trace(model, converted(batch, trainer))).cpu()
             for batch in track(traced_by_batch, "counting tokens")
         ]
     owners_by_block = [torch.cat(batches) for batches in zip(*map(owners, plans), strict=True)]

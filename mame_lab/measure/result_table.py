@@ -15,7 +15,8 @@ LEGEND = (
     "[low, high]: 95 % interval, of a change by what differs on the same samples. Agreement: same top-1 class as "
     "unmerged. KL: divergence of merged from unmerged class probabilities. Feature error: how far merging moves a "
     "feature, over how far features lie from their mean. GFLOPs: 1e9 multiply-adds of the images that are timed; "
-    "FLOP-ideal realised: speed-up over the ratio of GFLOPs. p50, p95: median and tail, of a batch."
+    "FLOP-ideal realised: the share of the ideal speed-up, GFLOPs unmerged over merged, that is measured. p50, p95: "
+    "median and tail, of a batch."
 )
 
 

@@ -29,7 +29,7 @@ CONTRACTS = {
 }
 
 # What a target is solved to.
-SOLVES = ("arithmetic", "adaptive")
+SOLVES = ("static", "adaptive")
 
 
 @dataclass
@@ -45,13 +45,12 @@ class Method:
         schedule: how the removed tokens are shared out over the merging blocks. `constant`: `r` in each (the default
             with `r`); `linear`: falling from 2 r to 0, as ToMe proposes; `diffrate`: by the rates that DiffRate learned
             for DeiT-S (see `schedule.DIFFRATE`). With a target also `geometric`, its default: the same share of the
-            tokens that are present in every block, from later blocks on the lighter the budget is (see
-            `geometric_blocks`).
-        solve: what a target is solved to. `arithmetic`, the default: so many tokens in each block; `adaptive`: a
-            threshold `tau` for each block, by which images lose as many tokens on average.
+            tokens that are present in every block.
+        solve: what a target is solved to. `static`, the default: a number of tokens for each block; `adaptive`: a
+            threshold `tau` for each block, by which as many are removed of an image on average.
         blocks: where to merge: the first n blocks or a list of indices. None: where the method is published (`places`);
-            in all of them where the schedule is linear or diffrate; where it is geometric or adaptive, see
-            `geometric_blocks`.
+            in all of them where the schedule is linear or diffrate; where it is geometric, in all but the last twelfth,
+            of a light budget not in the first ones either (see `geometric_blocks`).
         prop_attn: proportional attention: add the log of a token's size to its attention logits. Models trained
             without a supervised objective (MAE) are reported to do better without it.
         clamp: where fewer than `r` tokens can be removed in a block, remove all of these instead of raising an error.

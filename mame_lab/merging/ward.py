@@ -34,9 +34,9 @@ class Ward(Adaptive):
     comes before attention, d is the squared distance of the tokens that enter attention.
 
     Args:
-        tau: see `Adaptive`. It has no meaning together with `r`. Without both, and without a target, `KEPT` of the
-            patch tokens remain at the end: the same share is removed in each block of a geometric schedule, but never
-            more than half of those present.
+        tau: see `Adaptive`. It has no meaning together with `r`. Without both, and without a target, a third
+            (`KEPT`) of the patch tokens remain at the end: the same share is removed in each block of a geometric
+            schedule, but never more than half of those present.
         blocks: see `Method`; with `tau`, None is all blocks: the threshold finds those in which merging is harmless.
     """
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mame_lab.models.settings import ModelSettings
 
 # The libraries whose models can be merged: each has a folder here, which is a `Library` itself or names its `FAMILY`.
-FAMILIES = ("timm", "transformers", "diffusers", "open_clip")
+LIBRARIES = ("timm", "transformers", "diffusers", "open_clip")
 
 
 def library(name: str) -> Library:
@@ -34,8 +34,8 @@ def library(name: str) -> Library:
     Raises:
         MameLabError: it is not known, or not installed.
     """
-    if name not in FAMILIES:
-        raise MameLabError(f"model.family={name} is not known: choose from {', '.join(FAMILIES)}")
+    if name not in LIBRARIES:
+        raise MameLabError(f"model.family={name} is not known: choose from {', '.join(LIBRARIES)}")
     try:
         module = import_module(f"mame_lab.models.{name}")
     except ModuleNotFoundError as error:
@@ -83,12 +83,12 @@ def library_of(model: nn.Module) -> Library:
         UnsupportedModelError: its class comes from none that is known.
     """
     libraries = [base.__module__.split(".")[0] for base in type(model).__mro__]
-    for name in FAMILIES:
+    for name in LIBRARIES:
         if name in libraries:
             return library(name)
     raise UnsupportedModelError(
         f"mame_lab cannot merge tokens in {type(model).__module__}.{type(model).__qualname__}: its class is none of "
-        f"{', '.join(FAMILIES)}. Apply it to the model itself, before torch.compile, DDP or another wrapper"
+        f"{', '.join(LIBRARIES)}. Apply it to the model itself, before torch.compile, DDP or another wrapper"
     )
 
 
@@ -109,10 +109,10 @@ def family_of(model: nn.Module) -> Family:
     return found
 
 
-def unused_parameters(model: nn.Module) -> tuple[str, ...]:
+def untrained_parameters(model: nn.Module) -> tuple[str, ...]:
     """How names of parameters begin that the logits of a model do not depend on; none of a model that is not known."""
     try:
-        return family_of(model).unused(model)
+        return family_of(model).untrained(model)
     except UnsupportedModelError:
         return ()
 

@@ -117,7 +117,7 @@ class Family(ABC):
     def check(self, model: nn.Module) -> None:
         """Raise UnsupportedModelError for a model that would be merged wrongly or not at all."""
 
-    def unused(self, model: nn.Module) -> tuple[str, ...]:
+    def untrained(self, model: nn.Module) -> tuple[str, ...]:
         """How names of parameters begin that no logits depend on."""
         return ()
 
@@ -213,7 +213,7 @@ class Family(ABC):
 
     def trace(self, model: nn.Module, x: Tensor) -> list[Tensor]:
         """Tokens of every sample after each block, prefix counted, padding not: D integer tensors of shape (B,)."""
-        counts = [torch.full((len(x),), math.prod(self.grid(model, x)) + self.prefix(model))]
+        counts = [torch.full((len(x),), math.prod(self.grid(model, x)) + self.prefix(model), device=x.device)]
         for plan in self.plans(model, x):
             counts.append(counts[-1] if plan is None else plan.tokens())
         return counts[1:]

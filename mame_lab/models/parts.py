@@ -52,6 +52,11 @@ def check_forwards(model: nn.Module, parts: Iterable[nn.Module]) -> None:
                 )
 
 
+def unsupported(model: nn.Module, reason: str, supported: str) -> UnsupportedModelError:
+    """The error for a model that would be merged wrongly or not at all."""
+    return UnsupportedModelError(f"mame_lab cannot merge tokens in {name_of(model)}: {reason}. Supported: {supported}")
+
+
 def check_hooks(model: nn.Module, parts: Iterable[nn.Module]) -> None:
     """Raise UnsupportedModelError for a hook on a part that merging goes around, where it would not run."""
     for part in parts:

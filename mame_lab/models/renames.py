@@ -10,6 +10,7 @@ KEYS = {
     "mame.batch": "mame.batching",
     "dataset.broken": "dataset.on_broken",
     "finetune.budgets": "finetune.random_r",
+    "benchmark.batch": "benchmark.batch_size",
 }
 VALUES = {
     "mame.method": {"paper": "mame"},

@@ -13,6 +13,7 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
+from mame_lab.errors import MameLabError
 from mame_lab.runs.config import CHOICES, EvalConfig, TrainConfig
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -76,9 +77,13 @@ def meanings(cls: type) -> dict[str, str]:
         section = re.search(r"^Args:\n((?:    .*\n?|\n)*)", inspect.cleandoc(each.__doc__ or ""), re.MULTILINE)
         entries = re.findall(r"^    ([\w, ]+): ((?:.|\n     )*)", section[1] if section else "", re.MULTILINE)
         for names, meaning in entries:
-            if not re.fullmatch(r"see `\w+`\.", meaning.strip()):  # of a class that it inherits from
-                found |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
+            found |= {name: _whole(" ".join(meaning.split()), found.get(name, "")) for name in names.split(", ")}
     return found
+
+
+def _whole(meaning: str, inherited: str) -> str:
+    """A meaning in which "see `Class`" is what the class that it inherits from says."""
+    return re.sub(r"^see `[A-Z]\w+`[;.] ?(.?)", lambda rest: f"{inherited} {rest[1].upper()}", meaning).strip()
 
 
 def _type(hint: Any) -> str:
@@ -95,6 +100,8 @@ def _choices(group: str) -> str:
     lines = []
     for path in sorted((CONF / group).glob("*.yaml")):
         comments = re.findall(r"^# (?!@package)(.+)$", path.read_text(), re.MULTILINE)
+        if not comments:
+            raise MameLabError(f"conf/{group}/{path.name} says nothing: begin it with a comment, such as # What it is.")
         lines.append(f"- `{path.stem}`: {comments[0]}\n")
     return "".join(lines)
 

@@ -37,8 +37,8 @@ SPEED_TOLERANCE, SPEED_TRIALS = 0.03, 5
 def solve(model: nn.Module, method: Method, images: Tensor) -> Method:
     """The method with a budget or a threshold in the place of its target.
 
-    `adaptive` schedules, and every speed-up, are found by running the model on the images; the others by arithmetic
-    from their size.
+    Candidates are applied to copies of the model: thresholds and speed-ups are found on all images, the multiply-adds
+    of a budget on one.
 
     Args:
         model: a supported model; it does not change.

@@ -97,7 +97,7 @@ def compare(pipe: Any, run: EvalConfig) -> tuple[dict[str, Result], list[Picture
             samples_per_s=1 / median(picture.seconds[arm] for picture in pictures),
             **_latencies([picture.seconds[arm] for picture in pictures]),
             step_ms_p50=1e3 * median(taken[arm]),
-            peak_memory_mb=_megabytes(memory.peak_memory(steps[arm], plain.device)),
+            peak_memory_mb=memory.peak_memory_mb(steps[arm], plain.device),
             quality=quality[arm],
         )
         for arm, unet in unets.items()
@@ -193,7 +193,3 @@ def _conditions(unet: Any, run: EvalConfig, rounds: int, pictures: Sequence[Pict
         steps=run.dataset.steps,
         guidance=run.dataset.guidance,
     )
-
-
-def _megabytes(count: int | None) -> float | None:
-    return None if count is None else count / 1e6

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from mame_lab.errors import MameLabError
-from mame_lab.models import unused_parameters
+from mame_lab.models import untrained_parameters
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -126,9 +126,9 @@ def freeze(model: nn.Module, settings: FinetuneSettings) -> FreezeSummary:
     for modules in matches.values():
         for module in modules.values():
             module.train().requires_grad_(True)
-    unused = unused_parameters(model)
+    untrained = untrained_parameters(model)
     for name, parameter in model.named_parameters():
-        if name.rpartition(".")[2] == UNUSED or name.startswith(unused):
+        if name.rpartition(".")[2] == UNUSED or name.startswith(untrained):
             parameter.requires_grad_(False)
     rows = [MatchedModules(pattern, list(modules), _count(modules.values())) for pattern, modules in matches.items()]
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from mame_lab.errors import MameLabError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lightning.pytorch import Callback, Trainer
     from lightning.pytorch.loggers import Logger
 
-Outcome = TypeVar("Outcome")
 
 # Those of Lightning's under which every process runs the command from its start, and trains on its own device.
 STRATEGIES = ("ddp", "fsdp", "auto", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")

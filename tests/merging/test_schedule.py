@@ -151,7 +151,7 @@ def test_values_out_of_range_name_the_key(settings, named):
         (lambda: Ward(tau=[0.9, 1], clamp=True), "mame.clamp=true truncates a budget"),
         (lambda: ToMe(flops=0.5, solve="adaptive"), "mame.solve=adaptive is not for mame=tome, which has no thresh"),
         (lambda: Ward(r=8, solve="adaptive"), "mame.solve=adaptive says how a target is met: set mame.flops or"),
-        (lambda: Ward(flops=0.5, solve="learned"), "mame.solve=learned is not known: choose from arithmetic, adapt"),
+        (lambda: Ward(flops=0.5, solve="learned"), "mame.solve=learned is not known: choose from static, adapt"),
         (lambda: Ward(flops=0.5, schedule="adaptive"), "mame.schedule=adaptive is called mame.solve=adaptive now"),
         (lambda: Ward(flops=0.5, solve="adaptive", clamp=True), "mame.clamp=true truncates a budget"),
         (lambda: MaMe(flops=0.5, solve="adaptive", tau=0.9), "mame.tau=0.9 and mame.solve=adaptive exclude"),

@@ -56,3 +56,10 @@ def test_a_list_of_ones_is_off():
     model = build("vit")
     assert mame_lab.apply(model, tau=[1] * DEPTH) is model
     assert "method" not in vars(model)
+
+
+@torch.no_grad()
+def test_tokens_are_counted_on_the_device_of_the_images():
+    """Also before the first merge; "meta" stands for any device but the CPU."""
+    model = mame_lab.apply(build("vit"), r=[0, 4, 0, 4, 0, 0]).to("meta")
+    assert {tokens_B.device.type for tokens_B in family_of(model).trace(model, inputs("vit").to("meta"))} == {"meta"}

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+import torch._inductor.config
 from commands import TINY
 from families import build, images
 from torch import nn
@@ -92,8 +93,8 @@ def test_where_nothing_compiles_the_error_says_what_is_missing(monkeypatch):
 
 
 @pytest.mark.slow
-def test_without_a_compiler(monkeypatch):
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/compiler",))
+@torch._inductor.config.patch({"cpp.cxx": ("/no/compiler",)})
+def test_without_a_compiler():
     with pytest.raises(MameLabError, match=r"compile=true does not work .*/no/compiler.* compile=false"):
         check_compiles(nn.Linear(2, 2), "cpu")
 

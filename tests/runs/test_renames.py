@@ -16,6 +16,7 @@ GIVEN = {
     "mame.batch": (["mame.batch=packed"], ("train", "eval")),
     "dataset.broken": (["dataset=kinetics400", "dataset.root=x", "dataset.broken=skip"], ("train", "eval")),
     "finetune.budgets": (["finetune.budgets=[4]"], ("train",)),
+    "benchmark.batch": (["benchmark=denoiser", "benchmark.batch=1"], ("eval",)),
 }
 
 

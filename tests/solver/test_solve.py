@@ -98,7 +98,7 @@ def test_the_closest_of_the_candidates_is_kept(monkeypatch, applied):
     assert solved is applied[2]
 
 
-@pytest.mark.parametrize("solve_to", ["arithmetic", "adaptive"])
+@pytest.mark.parametrize("solve_to", ["static", "adaptive"])
 def test_only_the_blocks_that_were_asked_for_merge(solve_to):
     method, x = Ward(flops=0.6, solve=solve_to, blocks=[1, 3]), images(3).float()
     solved = solve.solve(build("vit").float(), method, x)

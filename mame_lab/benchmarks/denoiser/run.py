@@ -61,7 +61,7 @@ def run(settings: Denoiser, pipe: Any, method: object, data: object, trainer: ob
     methods = {name: METHODS[name](**budget) for name in settings.methods}
     unets = {UNMERGED: unet} | {name: apply(shared_copy(unet), method) for name, method in methods.items()}
     for latents in settings.latents:
-        found += rows(unets, noise(unet, latents, settings.batch), settings.rounds)
+        found += rows(unets, noise(unet, latents, settings.batch_size), settings.rounds)
         write_csv(folder / "denoiser.csv", DenoiserRow._fields, found)
     print(table(found, settings))
 
@@ -77,7 +77,6 @@ def rows(unets: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> Itera
         taken = speed.time_interleaved(arms, unet.device, max_rounds=rounds, min_rounds=rounds, warmup=1)
         for arm, each in unets.items():
             merging = taken.get((arm, "merging"))
-            taken_memory = memory.peak_memory(arms[arm], unet.device)
             yield DenoiserRow(
                 latents=sample.shape[-1],
                 tokens=max(library_of(unet).tokens(unet, sample)),
@@ -86,7 +85,7 @@ def rows(unets: dict[str, Any], inputs: dict[str, Tensor], rounds: int) -> Itera
                 saved=1 - 1 / speed.speedup(taken[arm], taken[UNMERGED]),
                 saved_ideally=1 - _gflops(each, inputs) / _gflops(unet, inputs),
                 merging_ms=None if merging is None else 1e3 * median(merging),
-                memory_mb=None if taken_memory is None else taken_memory / 1e6,
+                memory_mb=memory.peak_memory_mb(arms[arm], unet.device),
                 error=float((wide(each(**inputs).sample) - original).norm() / original.norm()),
             )
 
@@ -136,7 +135,7 @@ def _merge_steps(unet: nn.Module, inputs: dict[str, Tensor]) -> Callable[[], Non
 
 def table(found: list[DenoiserRow], settings: Denoiser) -> Table:
     """A section for each size."""
-    title = f"One denoising step, batch {settings.batch}, r={settings.r}: same weights, same run"
+    title = f"One denoising step, batch {settings.batch_size}, r={settings.r}: same weights, same run"
     headers = "latents", "tokens", "", "ms", "saved", "ideal", "merging, ms", "memory, MB", "error"
     rows = results_table(title, headers)
     for row in found:

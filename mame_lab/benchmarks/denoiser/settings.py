@@ -18,10 +18,13 @@ class Denoiser(Benchmark):
     """One denoising step of a pipeline over sizes of the latents: the unmerged U-Net and each method, in turns.
 
     Args:
-        methods: what is timed, each with `r` in `blocks`.
-        r, blocks, grid: of all methods: see `Method`.
+        methods: what is timed.
+        r: share of the tokens, or their number, that is removed at every resolution that merges, by all methods.
+        blocks: the first so many resolutions merge, the finest first, or those of a list; None: where each
+            method merges by default.
+        grid: of all methods.
         latents: rows and columns of the latents, an eighth of the image's.
-        batch: samples of a step; 2 for one image with classifier-free guidance.
+        batch_size: samples of a step; 2 for one image with classifier-free guidance.
         rounds: timed calls of each arm.
     """
 
@@ -31,7 +34,7 @@ class Denoiser(Benchmark):
     blocks: Any = None
     grid: Grid = field(default_factory=Grid)
     latents: list[int] = field(default_factory=lambda: [64, 96])
-    batch: int = 2
+    batch_size: int = 2
     rounds: int = 5
 
     unread: ClassVar[tuple[str, ...]] = ("mame", "speed", *(f"dataset.{each.name}" for each in fields(Prompts)))

@@ -37,8 +37,9 @@ def method_of(arm: str, flops: float) -> Method:
     """The method of an arm with a cost as its target.
 
     Args:
-        arm: METHOD:SCHEDULE, a method or one of `variants.VARIANTS` and a schedule; or METHOD:SCHEDULE:unweighted, in
-            which attention is not proportional, as some methods are published.
+        arm: METHOD:SCHEDULE, a method or one of `variants.VARIANTS` and a schedule, or `adaptive` for thresholds by a
+            geometric one; or METHOD:SCHEDULE:unweighted, in which attention is not proportional, as some methods are
+            published.
         flops: see `Method`.
 
     Raises:

@@ -16,7 +16,7 @@ from mame_lab.measure.table import results_table
 
 # Of the methods, one after the other: the full ones, then the pale ones.
 COLORS = [colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2))]
-# Line and marker of each schedule; the colour is the method's.
+# Line and marker of each schedule, and of thresholds; the colour is the method's.
 STYLES = {
     "constant": ("-", "o"),
     "linear": ("-", "v"),

@@ -18,8 +18,8 @@ class Frontier(Benchmark):
 
     Args:
         costs: shares of the unmerged model's multiply-adds that every arm is solved to.
-        arms: see `arms.method_of`. An adaptive threshold is solved on the images that it is measured on, so that costs
-            are equal; every other schedule on validation images.
+        arms: METHOD:SCHEDULE or METHOD:SCHEDULE:unweighted (see `arms.method_of`). Thresholds are solved on the images
+            that they are measured on, so that costs are equal; every schedule on validation images.
         images: test images to measure on; all of them if there are fewer.
         training_images: training images to fit the linear head on; all of them if there are fewer.
         calibration_images: validation images to solve schedules on.

@@ -17,16 +17,6 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class InputWard(Ward):
-    """By the tokens that attention is given."""
-
-    def distance(self, tokens: Tokens) -> Tensor:
-        from mame_lab.merging import matching
-
-        return matching.squared_distance(tokens.input_BNC, tokens)
-
-
-@dataclass
 class TokenWard(Ward):
     """By the tokens after attention, normalised, without the keys."""
 
@@ -44,16 +34,6 @@ class KeyWard(Ward):
         from mame_lab.merging import matching
 
         return matching.squared_distance(tokens.keys(), tokens)
-
-
-@dataclass
-class MeanKeyWard(Ward):
-    """By the mean of the keys over heads."""
-
-    def distance(self, tokens: Tokens) -> Tensor:
-        from mame_lab.merging import matching
-
-        return matching.squared_distance(tokens.mean_key(), tokens)
 
 
 @dataclass
@@ -94,10 +74,8 @@ class EViTEverywhere(EViT):
 
 
 VARIANTS: dict[str, type[Method]] = {
-    "ward_input": InputWard,
     "ward_tokens": TokenWard,
     "ward_keys": KeyWard,
-    "ward_mean_key": MeanKeyWard,
     "ward_root": RootWard,
     "ward_size": SizeWard,
     "tome_two_thirds": ToMeTwoThirds,

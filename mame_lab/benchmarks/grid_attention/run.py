@@ -36,7 +36,6 @@ all else from 0.96x to 1.09x.
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -46,23 +45,23 @@ from typing import NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
-from rich import box, print
-from rich.console import Console
-from rich.progress import track
+from rich import print
 from rich.table import Table
-from rich.text import Text
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mame_lab.benchmarks.grid_attention.settings import GridAttention
 from mame_lab.benchmarks.grid_attention.variants import ARMS, REFERENCE, Arm, spread
 from mame_lab.data.datamodule import ImageData
+from mame_lab.data.files import write_csv
+from mame_lab.data.progress import track
 from mame_lab.errors import MameLabError
 from mame_lab.measure.comparison import captured_input
 from mame_lab.measure.conditions import Conditions, gather_conditions, weights_hash
 from mame_lab.measure.fidelity import wide
 from mame_lab.measure.flops import gflops
 from mame_lab.measure.precision import converted, prepared
+from mame_lab.measure.table import results_table
 from mame_lab.merging.attention import Attention
 from mame_lab.merging.grid.assignment import Match, assign
 from mame_lab.merging.plan import stretch
@@ -118,8 +117,7 @@ def run(
     images, model = converted(data.sample(settings.images)[0], trainer), prepared(model, trainer).eval()
     with torch.inference_mode(), trainer.precision_plugin.forward_context():
         found = rows(settings, model, images)
-    with (folder / "grid_attention.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([Row._fields, *found])
+    write_csv(folder / "grid_attention.csv", Row._fields, found)
     conditions = gather_conditions(
         images.device,
         trainer.precision,
@@ -140,7 +138,7 @@ def rows(settings: GridAttention, model: VisionTransformer, images: Tensor) -> l
     rows, columns = family_of(model).grid(model, images)
     grid = rows, columns
     errors: Errors = defaultdict(list)
-    for image_13HW in track(images.split(1), "images", transient=True, disable=not Console().is_terminal):
+    for image_13HW in track(images.split(1), "images"):
         of_layers: Errors = defaultdict(list)
         for layer in layers(model, image_13HW):
             for arm, r, found in layer_errors(layer, grid, settings.r):
@@ -220,18 +218,9 @@ def table(found: list[Row], conditions: Conditions) -> Table:
         f"Error: of the restored output. In brackets: over that of {REFERENCE}. Search: multiply-adds of the "
         f"similarity, over those of the layer unmerged."
     )
-    rows = Table(
-        title="Attention between merging and restoring",
-        caption=Text(f"{legend}\n\n{conditions}"),
-        caption_justify="left",
-        box=box.HORIZONTALS,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
     budgets = dict.fromkeys(row.r for row in found)
-    for header in ("", *(f"error, r={r:g}" for r in budgets), "search"):
-        rows.add_column(header, no_wrap=True)
+    headers = "", *(f"error, r={r:g}" for r in budgets), "search"
+    rows = results_table("Attention between merging and restoring", headers, f"{legend}\n\n{conditions}", no_wrap=True)
     for arm in dict.fromkeys(row.arm for row in found):
         of_arm = {row.r: row for row in found if row.arm == arm}
         cells = [f"{row.error:.3f} ({row.of_ward:.2f}x)" if (row := of_arm.get(r)) else "" for r in budgets]

@@ -14,9 +14,10 @@ class Throughput(Benchmark):
     """Speed over batch sizes: the unmerged model and each method, in turns in one process.
 
     Args:
-        methods: what is timed, each with `r` tokens removed in `blocks`.
-        r, blocks: the budget of all methods: see `Method`.
-        tau: a threshold instead of the budget, with a batch both padded and packed: see `Adaptive`.
+        methods: what is timed.
+        r: tokens that are removed in every merging block, by all methods.
+        blocks: the first so many blocks merge; None: those in which each method is published.
+        tau: a threshold on the similarity instead of `r`, with the batch both padded and packed.
         batch_sizes: images in a timed batch, one row of the table each.
         compiled: time every arm compiled as well.
         rounds: timed calls of each arm.

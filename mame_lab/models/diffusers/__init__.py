@@ -6,15 +6,15 @@ from torch import Tensor
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging import METHODS, Method
+from mame_lab.merging.grid.windows import targets_of
 from mame_lab.merging.method import GridMethod
 from mame_lab.models.diffusers.loading import load
 from mame_lab.models.diffusers.support import PLAIN, plain, resolutions, transformers_of, unet_of
 from mame_lab.models.diffusers.unet import (
     MergingAttention,
-    MergingTransformer,
+    MergingTransformer2D,
     UNetMergeContext,
     UnmergedAttention,
-    unmergeable,
 )
 from mame_lab.models.parts import become, check_forwards
 
@@ -47,7 +47,7 @@ def attach(model: Any, method: Method) -> None:
     if schedule.off:
         return
     for transformer in transformers_of(unet):
-        become(transformer.module, MergingTransformer)
+        become(transformer.module, MergingTransformer2D)
         for attention in transformer.cross_attentions:
             become(attention, UnmergedAttention)
         for attention in transformer.attentions:
@@ -77,7 +77,7 @@ def tokens(model: Any, sample: Tensor) -> list[int]:
     counts = []
     for level, halvings in enumerate(resolutions(unet)):
         rows, columns = (-(-side // 2**halvings) for side in sample.shape[-2:])
-        kept = unmergeable((rows, columns))
+        kept = targets_of(rows, columns)
         schedule = vars(unet).get("schedule")
         r = schedule.removed(level, rows * columns, rows * columns - kept) if schedule else 0
         counts.append(rows * columns - r)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from diffusers.models.attention import BasicTransformerBlock
@@ -10,15 +11,15 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from mame_lab.errors import UnsupportedModelError
-from mame_lab.models.diffusers.unet import MergingAttention, MergingTransformer, UnmergedAttention
-from mame_lab.models.parts import check_forwards, name_of
+from mame_lab.models.diffusers.unet import MergingAttention, MergingTransformer2D, UnmergedAttention
+from mame_lab.models.parts import check_forwards, name_of, unsupported
 
 SUPPORTED = (
     "pipelines with diffusers' UNet2DConditionModel (no subclass of it) whose transformers are Transformer2DModel of "
     "BasicTransformerBlock: Stable Diffusion 1, 2 and XL, their image-to-image, inpainting and ControlNet pipelines"
 )
-PLAIN = {MergingTransformer: Transformer2DModel, MergingAttention: Attention, UnmergedAttention: Attention}
+_unsupported = partial(unsupported, supported=SUPPORTED)
+PLAIN = {MergingTransformer2D: Transformer2DModel, MergingAttention: Attention, UnmergedAttention: Attention}
 
 
 class Transformer(NamedTuple):
@@ -99,7 +100,3 @@ def _check_class(unet: UNet2DConditionModel, part: Any, cls: type) -> None:
 def plain(part: Any) -> type:
     """The class of a part while it does not merge."""
     return PLAIN.get(type(part), type(part))
-
-
-def _unsupported(model: Any, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"mame_lab cannot merge tokens in {name_of(model)}: {reason}. Supported: {SUPPORTED}")

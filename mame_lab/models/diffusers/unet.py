@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mame_lab.errors import MameLabError
 from mame_lab.merging.grid.assignment import Assignment, assign
+from mame_lab.merging.grid.windows import targets_of
 from mame_lab.merging.method import GridMethod
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import full_precision
@@ -55,7 +56,7 @@ class UNetMergeContext:
             x_BNC: the tokens that enter it, row by row.
         """
         tokens = x_BNC.shape[1]
-        r = self.schedule.removed(level, tokens, tokens - unmergeable(self.grid))
+        r = self.schedule.removed(level, tokens, tokens - targets_of(*self.grid))
         if not r:
             return None
         with torch.no_grad(), full_precision(x_BNC):
@@ -63,7 +64,7 @@ class UNetMergeContext:
 
 
 @stands_in
-class MergingTransformer(Unscripted, Transformer2DModel):
+class MergingTransformer2D(Unscripted, Transformer2DModel):
     """diffusers' Transformer2DModel, which tells its attentions the grid."""
 
     def forward(self, hidden_states: Tensor, *args, cross_attention_kwargs: dict[str, Any], **kwargs):
@@ -113,8 +114,3 @@ class UnmergedAttention(Unscripted, Attention):
 
     def forward(self, *args, merging: UNetMergeContext, **kwargs):
         return super().forward(*args, **kwargs)
-
-
-def unmergeable(grid: tuple[int, int]) -> int:
-    """The tokens of a grid that remain at the least: one in each cell of 2 x 2, begun ones counted."""
-    return -(-grid[0] // 2) * -(-grid[1] // 2)

@@ -1,13 +1,13 @@
 """Which timm models can be merged: those whose forward pass is known, by the exact types of their parts."""
 
+from functools import partial
 from typing import Any
 
 from timm.layers.attention_pool import AttentionPoolLatent
 from torch import nn
 
-from mame_lab.errors import UnsupportedModelError
 from mame_lab.models.base import Architecture
-from mame_lab.models.parts import check_forwards, check_hooks, name_of
+from mame_lab.models.parts import check_forwards, check_hooks, name_of, unsupported
 from mame_lab.models.timm.eva import EVA
 from mame_lab.models.timm.forward import POOLS
 from mame_lab.models.timm.vit import VIT
@@ -20,6 +20,7 @@ SUPPORTED = (
     "avg, map (attention) or no pooling: ViT and AugReg, DeiT, DeiT-III, MAE, DINOv2, models with registers, CLIP and "
     "SigLIP image towers; EVA, EVA-02, DINOv3, Perception Encoder, ViTs with rotary position embedding"
 )
+_unsupported = partial(unsupported, supported=SUPPORTED)
 
 
 def architecture_of(model: nn.Module) -> Architecture:
@@ -49,7 +50,3 @@ def check(model: Any) -> None:
     attentions = [block.attn for block in model.blocks]
     check_hooks(model, [model.blocks])
     check_forwards(model, [model, model.blocks, *model.blocks, *attentions, *([] if pool is None else [pool])])
-
-
-def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"mame_lab cannot merge tokens in {name_of(model)}: {reason}. Supported: {SUPPORTED}")

@@ -28,7 +28,7 @@ class Transformers(Loading):
     def transformer(self, model: nn.Module) -> nn.Module:
         return support.backbone_of(model)
 
-    def unused(self, model: nn.Module) -> tuple[str, ...]:
+    def untrained(self, model: nn.Module) -> tuple[str, ...]:
         return support.architecture_of(model).untrained
 
     def classifier(self, model: Any) -> nn.Module:

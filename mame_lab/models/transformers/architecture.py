@@ -16,12 +16,12 @@ class Architecture(base.Architecture):
         preprocessing: what the published models expect of their images.
         width: of what enters the head, in hidden sizes.
         any_size: whether the position embedding is resampled to the size of the images in every forward pass.
-        unused: how names of tensors begin that published files have and the classifier has not.
+        ignored_tensors: how names of tensors begin that published files have and the classifier has not.
         untrained: how names of parameters begin that the classifier has and its logits do not depend on.
     """
 
     preprocessing: dict[str, Any] = field(default_factory=dict)
     width: int = 1
     any_size: bool = False
-    unused: tuple[str, ...] = ("pooler.",)
+    ignored_tensors: tuple[str, ...] = ("pooler.",)
     untrained: tuple[str, ...] = ()

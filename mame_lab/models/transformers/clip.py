@@ -65,5 +65,11 @@ CLIP = Architecture(
         "crop_mode": "center",
     },
     untrained=("vision_model.post_layernorm.",),
-    unused=("text_model.", "logit_", "visual_projection.", "text_projection.", "vision_model.embeddings.position_ids"),
+    ignored_tensors=(
+        "text_model.",
+        "logit_",
+        "visual_projection.",
+        "text_projection.",
+        "vision_model.embeddings.position_ids",
+    ),
 )

@@ -46,11 +46,11 @@ class Loading(Family):
                 f"leave it out"
             )
         headless = () if model.num_labels else ("classifier.",)
-        unused = architecture.unused + headless
+        ignored = architecture.ignored_tensors + headless
         misfits = {
             "has other shapes in": [name for name, *_ in found["mismatched_keys"] if not name.startswith(headless)],
             "lacks": [key for key in found["missing_keys"] if not key.startswith(headless)],
-            "has unknown": [key for key in found["unexpected_keys"] if not key.startswith(unused)],
+            "has unknown": [key for key in found["unexpected_keys"] if not key.startswith(ignored)],
         }
         check_fit(origin, {kind: sorted(keys) for kind, keys in misfits.items()})
         return _finished(model, settings)

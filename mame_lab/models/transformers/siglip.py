@@ -72,6 +72,6 @@ SIGLIP = Architecture(
     block=(SiglipEncoderLayer, MergingSiglipEncoderLayer),
     attentions=(SiglipAttention,),
     preprocessing={"mean": HALF, "std": HALF, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
-    unused=("text_model.", "logit_"),
+    ignored_tensors=("text_model.", "logit_"),
     untrained=("vision_model.head.",),
 )

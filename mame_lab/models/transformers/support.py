@@ -1,11 +1,11 @@
 """Which transformers models can be merged: those whose forward pass is known, by the exact types of their parts."""
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from mame_lab.errors import UnsupportedModelError
-from mame_lab.models.parts import check_forwards, check_hooks, containers, name_of
+from mame_lab.models.parts import check_forwards, check_hooks, containers, name_of, unsupported
 from mame_lab.models.transformers.architecture import Architecture
 from mame_lab.models.transformers.clip import CLIP
 from mame_lab.models.transformers.dinov2 import DINOV2, DINOV2_BACKBONE, DINOV2_WITH_REGISTERS
@@ -19,6 +19,7 @@ ARCHITECTURES = (VIT, DINOV2, DINOV2_BACKBONE, DINOV2_WITH_REGISTERS, DINOV3, VI
 SUPPORTED = "transformers' " + ", ".join(
     pair[0].__name__ for each in ARCHITECTURES for pair in (each.classifier, each.transformer) if pair
 )
+_unsupported = partial(unsupported, supported=SUPPORTED)
 
 
 def architecture_of(model: nn.Module) -> Architecture:
@@ -57,7 +58,3 @@ def check(model: Any) -> None:
         raise _unsupported(model, "it classifies its first patch (use_mean_pooling=false)")
     check_hooks(model, around)
     check_forwards(model, parts)
-
-
-def _unsupported(model: nn.Module, reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"mame_lab cannot merge tokens in {name_of(model)}: {reason}. Supported: {SUPPORTED}")

@@ -93,12 +93,12 @@ def compute_missing(
 
 def _open(each: Computation) -> tuple[Store, str]:
     """The store of a pass, and where it is new why it is made; with room for what it lacks."""
-    parts, trunks = fingerprint.plain(each.parts), disk_cache.folder() / "trunks"
-    folder, news = trunks / fingerprint.key(parts), ""
+    parts, caches = fingerprint.plain(each.parts), disk_cache.folder() / "features"
+    folder, news = caches / fingerprint.key(parts), ""
     store = find(folder)
     with _writing(folder):
         if store is None:
-            news = _news(fingerprint.differences(parts, described(trunks)))
+            news = _news(fingerprint.differences(parts, described(caches)))
             size = each.sample_bytes()
             store = Store(folder, len(each.samples), min(FILE_SAMPLES, max(1, int(FILE_BYTES // size))), size)
             create(store, parts)

@@ -1,4 +1,4 @@
-"""Batches (BlockInput, labels_B) of training and validation, from the cached outputs of a frozen trunk.
+"""Batches (BlockInput, labels_B) of training and validation, from the cached outputs of frozen blocks.
 
 B batch, K classes; an input is what the model takes.
 """
@@ -99,7 +99,7 @@ class CachedData(ImageData):
         self.stage = first_trained(self.split_model, depth, self.sample(1, "val")[0].to(device))
         if self.stage < 0:
             raise MameLabError(
-                f"finetune.cache=true needs a frozen trunk, and finetune={run.finetune.name} trains what comes before "
+                f"finetune.cache=true needs frozen blocks, and finetune={run.finetune.name} trains what comes before "
                 f"all blocks: choose finetune=last_layer or head, or set finetune.cache=false"
             )
 
@@ -177,7 +177,7 @@ class CachedData(ImageData):
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """All of the model acts as in evaluation, also a dropout of the trunk that a pattern lets train."""
+    """All of the model acts as in evaluation, also a dropout of the frozen blocks that a pattern lets train."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,10 +1,10 @@
-"""A trunk of a small model and a few images, kept in a folder of the test's own."""
+"""What enters the last blocks of a small model for a few images, kept in a folder of the test's own."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from commands import PHOTOS, TINY, TRUNK, compose_config
+from commands import CACHED, PHOTOS, TINY, compose_config
 from omegaconf import open_dict
 
 import mame_lab
@@ -26,12 +26,12 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def trunk(tmp_path):
+def cached(tmp_path):
     """Makes the TrunkData that train.py makes of these overrides, with what is kept of it."""
 
     def make(*overrides, images=PHOTOS, recipe="last_layer", teacher=None) -> CachedData:
         tiny = [each for each in TINY if not each.startswith("model.") or not images[0].startswith("model=")]
-        composed = compose_config("train", [*tiny, *TRUNK, *images, f"finetune={recipe}", *overrides])
+        composed = compose_config("train", [*tiny, *CACHED, *images, f"finetune={recipe}", *overrides])
         with open_dict(composed):
             del composed["hydra"]
         values = config.plain(composed)

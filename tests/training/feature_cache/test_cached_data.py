@@ -1,4 +1,4 @@
-"""Training from what is kept of a trunk is the training that it replaces, and what is kept is never stale."""
+"""Training from what is kept of frozen blocks is the training that it replaces, and what is kept is never stale."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import PHOTOS, ROOT, TINY, TRUNK
+from commands import CACHED, PHOTOS, ROOT, TINY
 from PIL import Image
 from torch import nn
 
@@ -40,7 +40,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 RUN = [
     *(override for override in TINY if "limit" not in override and "max_epochs" not in override),
-    *TRUNK,
+    *CACHED,
     *PHOTOS,
     "trainer.max_epochs=2",
     "trainer.log_every_n_steps=1",
@@ -105,10 +105,10 @@ def test_a_run_that_goes_on_does_so_with_its_own_trunk(entry_point, tmp_path, mo
         assert torch.equal(tensor, parts["state_dict"][name]), name
 
 
-def test_a_trunk_acts_as_in_evaluation_whatever_a_pattern_matches(trunk, cache):
-    quiet = everything(trunk("+model.args.drop_path_rate=0.5", recipe="head"))
+def test_frozen_blocks_act_as_in_evaluation_whatever_a_pattern_matches(cached, cache):
+    quiet = everything(cached("+model.args.drop_path_rate=0.5", recipe="head"))
     shutil.rmtree(cache)
-    noisy = trunk("+model.args.drop_path_rate=0.5", "finetune.train=['head|.*drop.*']", recipe="head")
+    noisy = cached("+model.args.drop_path_rate=0.5", "finetune.train=['head|.*drop.*']", recipe="head")
     assert noisy.split_model.blocks[1].drop_path1.training
     for kept, expected in zip(everything(noisy), quiet, strict=True):
         assert torch.equal(kept.sample.x_NC, expected.sample.x_NC)
@@ -122,8 +122,8 @@ def test_what_is_not_validated_is_not_computed(entry_point, tmp_path, capsys):
     assert "of val" not in told
 
 
-def test_one_augmented_view_for_all_epochs_is_told(trunk, capsys):
-    trunk("dataset.augment=crop")
+def test_one_augmented_view_for_all_epochs_is_told(cached, capsys):
+    cached("dataset.augment=crop")
     assert "Cached tokens of train, augmented once for all epochs: 12 samples" in capsys.readouterr().out
 
 
@@ -138,20 +138,20 @@ def test_a_teacher_says_the_same_from_the_cache(entry_point, tmp_path, capsys):
     assert outcome(tmp_path / "with")[0] == pytest.approx(outcome(tmp_path / "without")[0], rel=1e-5)
 
 
-def test_another_teacher_is_asked_again(trunk, capsys):
+def test_another_teacher_is_asked_again(cached, capsys):
     teacher = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)).requires_grad_(False)
-    trunk(teacher=teacher)
+    cached(teacher=teacher)
     nn.init.zeros_(teacher[-1].weight)
-    taught = trunk(teacher=teacher)
+    taught = cached(teacher=teacher)
     assert "logits of train: 12 samples, 12 made now (weights changed)" in capsys.readouterr().out.replace("\n", " ")
     assert torch.equal(taught.train[5][2], teacher[-1].bias)
 
 
-def test_what_is_kept_is_used_again_and_shared_among_seeds(trunk, capsys):
-    first = trunk("mame.r=10", "model.pretrained=false")
+def test_what_is_kept_is_used_again_and_shared_among_seeds(cached, capsys):
+    first = cached("mame.r=10", "model.pretrained=false")
     assert capsys.readouterr().out.count("12 made now;") == 2
     torch.manual_seed(5)
-    again = trunk("mame.r=10", "optim.lr=0.1", "dataset.batch_size=4")
+    again = cached("mame.r=10", "optim.lr=0.1", "dataset.batch_size=4")
     assert capsys.readouterr().out.count("none made anew") == 2
     for index in (0, 11):
         assert torch.equal(again.train.views[0][index].sample.x_NC, first.train.views[0][index].sample.x_NC)
@@ -173,60 +173,60 @@ def test_what_is_kept_is_used_again_and_shared_among_seeds(trunk, capsys):
     ],
     ids=str,
 )
-def test_whatever_it_follows_from_changes_it_and_it_says_so(trunk, overrides, changed, capsys):
+def test_whatever_it_follows_from_changes_it_and_it_says_so(cached, overrides, changed, capsys):
     before = ["dataset.augment=crop"] if "dataset.min_crop_area=0.5" in overrides else []
-    trunk("mame.r=10", *before)
+    cached("mame.r=10", *before)
     capsys.readouterr()
-    trunk(*overrides)
+    cached(*overrides)
     told = capsys.readouterr().out
     assert f"12 made now ({changed} changed)" in told.replace("\n", " "), told
 
 
-def test_another_stage_has_other_tokens(trunk, capsys):
-    trunk()
-    trunk(recipe="head")
+def test_another_stage_has_other_tokens(cached, capsys):
+    cached()
+    cached(recipe="head")
     assert "12 made now (stage changed)" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_other_code_computes_all_again(trunk, monkeypatch, capsys):
-    trunk()
+def test_other_code_computes_all_again(cached, monkeypatch, capsys):
+    cached()
     monkeypatch.setattr(fingerprint, "code", lambda *parts: {"sources": "edited"})
-    trunk()
+    cached()
     assert capsys.readouterr().out.replace("\n", " ").count("12 made now (code changed)") == 2
 
 
-def test_validation_is_not_augmented(trunk, capsys):
-    plain = trunk()
-    augmented = trunk("dataset.augment=crop")
+def test_validation_is_not_augmented(cached, capsys):
+    plain = cached()
+    augmented = cached("dataset.augment=crop")
     assert "tokens of val: 12 samples, none made anew" in capsys.readouterr().out
     assert torch.equal(augmented.val.views[0][3].sample.x_NC, plain.val.views[0][3].sample.x_NC)
 
 
-def test_a_file_that_was_edited_is_computed_again(trunk, tmp_path, capsys):
+def test_a_file_that_was_edited_is_computed_again(cached, tmp_path, capsys):
     for name in ("train/a", "train/b", "val/a", "val/b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         Image.effect_noise((24, 40), 60).convert("RGB").save(tmp_path / "images" / name / "0.png")
     images = ["dataset=imagefolder", f"dataset.root={tmp_path / 'images'}", "dataset.num_workers=0"]
-    trunk(images=images)
+    cached(images=images)
     capsys.readouterr()
     Image.effect_noise((24, 40), 200).convert("RGB").save(tmp_path / "images/train/a/0.png")
     os.utime(tmp_path / "images/train/a/0.png", (1, 1))
-    trunk(images=images)
+    cached(images=images)
     told = capsys.readouterr().out
     assert "tokens of train: 2 samples, 2 made now (data changed)" in told
     assert "tokens of val: 2 samples, none made anew" in told
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_while_it_computes_leaves_whole_files(trunk, tmp_path, cache, capsys):
-    overrides = [*TINY, *TRUNK, *PHOTOS, "finetune=last_layer", "mame.r=10", f"hydra.run.dir={tmp_path / 'run'}"]
+def test_a_run_that_is_killed_while_it_computes_leaves_whole_files(cached, tmp_path, cache, capsys):
+    overrides = [*TINY, *CACHED, *PHOTOS, "finetune=last_layer", "mame.r=10", f"hydra.run.dir={tmp_path / 'run'}"]
     killed = subprocess.run([sys.executable, "-c", KILLED, str(ROOT / "train.py"), *overrides], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    (folder,) = (cache / "trunks").iterdir()
+    (folder,) = (cache / "features").iterdir()
     files = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
     assert 0 < len(files) < 4
 
-    found = trunk("mame.r=10")
+    found = cached("mame.r=10")
     assert (
         f"12 samples, {12 - found.train.views[0].per_file * len(files)} made now;"
         in capsys.readouterr().out.replace("\n", " ")
@@ -234,7 +234,7 @@ def test_a_run_that_is_killed_while_it_computes_leaves_whole_files(trunk, tmp_pa
     assert {path: path.stat().st_mtime_ns for path in files} == files
     expected = everything(found)
     shutil.rmtree(cache)
-    for kept, fresh in zip(expected, everything(trunk("mame.r=10")), strict=True):
+    for kept, fresh in zip(expected, everything(cached("mame.r=10")), strict=True):
         assert kept.label == fresh.label
         assert torch.allclose(kept.sample.x_NC, fresh.sample.x_NC, atol=1e-5)
         assert torch.equal(kept.sample.origin_N, fresh.sample.origin_N)
@@ -246,22 +246,22 @@ def everything(data):
 
 
 @pytest.mark.slow
-def test_the_configuration_of_a_transformers_model_counts(trunk, capsys):
+def test_the_configuration_of_a_transformers_model_counts(cached, capsys):
     videos = ["model=videomae_mini", "dataset=moving_digits", "dataset.digits=1"]
-    trunk("mame.r=4", images=videos)
+    cached("mame.r=4", images=videos)
     capsys.readouterr()
-    trunk("mame.r=4", "++model.args.layer_norm_eps=0.01", images=videos)
+    cached("mame.r=4", "++model.args.layer_norm_eps=0.01", images=videos)
     assert "8 made now (model and config changed)" in capsys.readouterr().out
 
 
-def test_views_are_different_and_all_are_used(trunk, capsys):
-    data = trunk("dataset.augment=crop", "finetune.views=3")
+def test_views_are_different_and_all_are_used(cached, capsys):
+    data = cached("dataset.augment=crop", "finetune.views=3")
     assert "tokens of train, view 3 of 3: 12 samples" in capsys.readouterr().out
     tokens = [store[0].sample.x_NC for store in data.train.views]
     assert all(not torch.equal(tokens[i], tokens[i - 1]) for i in range(3))
     drawn = [data.train[0, seed][0].x_NC for seed in range(9)]
     assert {view for x_NC in drawn for view in range(3) if torch.equal(x_NC, tokens[view])} == {0, 1, 2}
-    trunk("dataset.augment=crop", "finetune.views=4")
+    cached("dataset.augment=crop", "finetune.views=4")
     assert capsys.readouterr().out.count("none made anew") == 4
 
 
@@ -283,18 +283,18 @@ def test_views_are_different_and_all_are_used(trunk, capsys):
         ("last_layer", ["trainer.precision=bf16-true"], "trainer.precision=bf16-true"),
     ],
 )
-def test_what_cannot_be_kept_is_refused(trunk, recipe, overrides, message):
+def test_what_cannot_be_kept_is_refused(cached, recipe, overrides, message):
     with pytest.raises(MameLabError, match=message):
-        trunk(*overrides, recipe=recipe)
+        cached(*overrides, recipe=recipe)
 
 
-def test_no_room_is_told_before_anything_is_computed(trunk, monkeypatch):
+def test_no_room_is_told_before_anything_is_computed(cached, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(
         MameLabError,
         match=r"it takes about 6.9e-05 GB, and 1e-06 GB are free.*MAME_LAB_CACHE.*finetune.cache_dtype=float16",
     ):
-        trunk("mame.r=10")
+        cached("mame.r=10")
 
 
 @pytest.mark.slow
