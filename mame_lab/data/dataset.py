@@ -37,8 +37,8 @@ class ImageDataset(ABC):
     min_crop_area: float = 0.35
 
     modality: ClassVar[str] = "images"
-    # What the feature cache need not know: it changes no sample of train or val, or augmentation, or the image files,
-    # which the cache follows, tell.
+    # Settings that the feature cache leaves out: they change no sample of train or val, or it follows what they say
+    # otherwise, as augmentation and the image files.
     uncached: ClassVar[frozenset[str]] = frozenset(
         {"name", "batch_size", "num_workers", "root", "augment", "min_crop_area"}
     )

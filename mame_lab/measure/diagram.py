@@ -57,7 +57,7 @@ class Step(NamedTuple):
         photo_HW3: what they are cut from.
         before, after, restored: the tokens.
         similarity_TS: of every target and every source.
-        size_K: how many original tokens each token after the step stands for.
+        size_K: how many original tokens each token after the step is merged from.
         plan: which tokens merge.
     """
 

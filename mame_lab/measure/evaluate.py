@@ -188,12 +188,11 @@ def _loader(data: ImageData, training: bool) -> DataLoader:
 
 def _resources(model: nn.Module, images: Tensor, trainer: Trainer, counted: int) -> dict[str, Any]:
     """Multiply-adds and tokens, mean over the images, and the memory of a forward pass."""
-    call = _in_precision(_forward(model, images), trainer)
-    return _cost(model, images, counted) | {"peak_memory_mb": memory.peak_memory_mb(call, images.device)}
-
-
-def _cost(model: nn.Module, images: Tensor, counted: int) -> dict[str, Any]:
-    """Multiply-adds and tokens, mean over the images."""
     with torch.inference_mode():
         tokens = [float(tokens_B.float().mean()) for tokens_B in family_of(model).trace(model, images)]
-    return {"gflops": cost.gflops(model, images, counted), "tokens": tokens}
+    call = _in_precision(_forward(model, images), trainer)
+    return {
+        "gflops": cost.gflops(model, images, counted),
+        "tokens": tokens,
+        "peak_memory_mb": memory.peak_memory_mb(call, images.device),
+    }

@@ -56,6 +56,7 @@ VISUALIZE = Setting("visualize={visualize}", lambda run: run.visualize)
 CKPT = Setting("ckpt={ckpt}", lambda run: run.ckpt)
 
 EITHER = "leave one of the two"
+BY_IMAGE = "the images decide how many tokens are removed"
 Conflict = tuple[Setting, Setting, str, str]  # why they exclude each other, and what to do
 
 OF_ALL: tuple[Conflict, ...] = (
@@ -63,18 +64,8 @@ OF_ALL: tuple[Conflict, ...] = (
     (CLASSIFIER, PROMPTS, "only pipelines make images from prompts", "give model=sd21 or sd_mini too"),
 )
 OF_COMPILE: tuple[Conflict, ...] = (
-    (
-        COMPILE,
-        ADAPTIVE,
-        "the images decide how many tokens are removed",
-        "set mame.r or compile=false",
-    ),
-    (
-        COMPILE,
-        SOLVED_ADAPTIVE,
-        "the images decide how many tokens are removed",
-        "leave mame.solve out or set compile=false",
-    ),
+    (COMPILE, ADAPTIVE, BY_IMAGE, "set mame.r or compile=false"),
+    (COMPILE, SOLVED_ADAPTIVE, BY_IMAGE, "leave mame.solve out or set compile=false"),
     (COMPILE, NO_GRAPH, "it does not compile into one graph", "take another method or set compile=false"),
 )
 OF_TRAINING: tuple[Conflict, ...] = (

@@ -24,7 +24,7 @@ class MergingTimm(MergingClassifier, MergingTransformer):
 
     `forward` gives the logits from the merged tokens. `forward_features` and `forward_intermediates` give timm's
     shapes: the tokens are restored (MaRe) to the full grid. So `forward_head(forward_features(x))` equals `forward(x)`,
-    for attention pooling as long as every source goes whole to one target.
+    for attention pooling as long as every source merges whole into one target.
     """
 
     blocks: nn.Sequential

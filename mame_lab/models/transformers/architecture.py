@@ -3,9 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from transformers import image_utils
+
 from mame_lab.models import base
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+IMAGENET = {"mean": tuple(image_utils.IMAGENET_DEFAULT_MEAN), "std": tuple(image_utils.IMAGENET_DEFAULT_STD)}
+HALF = {"mean": tuple(image_utils.IMAGENET_STANDARD_MEAN), "std": tuple(image_utils.IMAGENET_STANDARD_STD)}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ B batch, N tokens, K tokens that remain after merging, C channels.
 from typing import Any
 
 from torch import Tensor
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import (
     CLIPAttention,
@@ -17,8 +18,8 @@ from transformers.models.clip.modeling_clip import (
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
 from mame_lab.models.transformers.architecture import Architecture
-from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, refuse
-from mame_lab.models.transformers.siglip import MergingTowerLayer
+from mame_lab.models.transformers.forward import MergingClassifier
+from mame_lab.models.transformers.siglip import MergingTower, MergingTowerLayer
 
 
 @stands_in
@@ -27,15 +28,13 @@ class MergingCLIPEncoderLayer(MergingTowerLayer, CLIPEncoderLayer):
 
 
 @stands_in
-class MergingCLIPVisionModel(MergingBackbone, CLIPVisionModel):
+class MergingCLIPVisionModel(MergingTower, CLIPVisionModel):
     """transformers' CLIPVisionModel with merging. Its last norm is for the pooled class token alone."""
 
-    blocks_at = "encoder.layers"
     pooling = "post_layernorm"
 
-    def embed_pixels(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **options: Any) -> Tensor:
-        refuse(options)
-        return self.pre_layrnorm(self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding))
+    def embed_pixels(self, pixel_values: Tensor, **options: Any) -> Tensor:
+        return self.pre_layrnorm(super().embed_pixels(pixel_values, **options))
 
     def final_norm(self, x_BNC: Tensor) -> Tensor:
         return x_BNC
@@ -58,8 +57,8 @@ CLIP = Architecture(
     block=(CLIPEncoderLayer, MergingCLIPEncoderLayer),
     attentions=(CLIPAttention,),
     preprocessing={
-        "mean": (0.48145466, 0.4578275, 0.40821073),
-        "std": (0.26862954, 0.26130258, 0.27577711),
+        "mean": tuple(OPENAI_CLIP_MEAN),
+        "std": tuple(OPENAI_CLIP_STD),
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "crop_mode": "center",

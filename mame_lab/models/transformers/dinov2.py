@@ -45,7 +45,9 @@ class MergingDinoLayer(MergingBlock):
         return x_BKC + self.drop_path(self.layer_scale2(self.mlp(self.norm2(x_BKC))))
 
 
-class _Backbone(MergingBackbone):
+class MergingDino(MergingBackbone):
+    """The backbone of a DINO with merging."""
+
     def embed_pixels(self, pixel_values: Tensor, **options: Any) -> Tensor:
         refuse(options)
         return self.embeddings(pixel_values)
@@ -65,12 +67,12 @@ class MergingDinov2Layer(MergingDinoLayer, Dinov2Layer):
 
 
 @stands_in
-class MergingDinov2Model(_Backbone, Dinov2Model):
+class MergingDinov2Model(MergingDino, Dinov2Model):
     """transformers' Dinov2Model with merging."""
 
 
 @stands_in
-class MergingDinov2Backbone(_Backbone, Dinov2Backbone):
+class MergingDinov2Backbone(MergingDino, Dinov2Backbone):
     """transformers' Dinov2Backbone with merging: feature maps are restored (MaRe), as hidden states are."""
 
     @can_return_tuple
@@ -103,7 +105,7 @@ class MergingDinov2WithRegistersLayer(MergingDinoLayer, Dinov2WithRegistersLayer
 
 
 @stands_in
-class MergingDinov2WithRegistersModel(_Backbone, Dinov2WithRegistersModel):
+class MergingDinov2WithRegistersModel(MergingDino, Dinov2WithRegistersModel):
     """transformers' Dinov2WithRegistersModel with merging."""
 
 

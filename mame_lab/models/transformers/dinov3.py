@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.dinov3_vit.modeling_dinov3_vit import DINOv3ViTAttention, DINOv3ViTLayer, DINOv3ViTModel
 
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
 from mame_lab.models.rotary import rotary_rows
 from mame_lab.models.transformers.architecture import Architecture
-from mame_lab.models.transformers.dinov2 import MergingDinoLayer
-from mame_lab.models.transformers.forward import MergingBackbone, refuse
+from mame_lab.models.transformers.dinov2 import MergingDino, MergingDinoLayer
 
 
 @stands_in
@@ -24,14 +22,10 @@ class MergingDINOv3ViTLayer(MergingDinoLayer, DINOv3ViTLayer):
 
 
 @stands_in
-class MergingDINOv3ViTModel(MergingBackbone, DINOv3ViTModel):
+class MergingDINOv3ViTModel(MergingDino, DINOv3ViTModel):
     """transformers' DINOv3ViTModel with merging."""
 
     blocks_at = "model.layer"
-
-    def embed_pixels(self, pixel_values: Tensor, **options: Any) -> Tensor:
-        refuse(options)
-        return self.embeddings(pixel_values)
 
     def embed(self, x: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
         x_BNC, _ = super().embed(x, **options)
@@ -44,9 +38,6 @@ class MergingDINOv3ViTModel(MergingBackbone, DINOv3ViTModel):
 
     def final_norm(self, x_BNC: Tensor) -> Tensor:
         return self.norm(x_BNC)
-
-    def output(self, x_BNC: Tensor, **others: Any) -> BaseModelOutputWithPooling:
-        return BaseModelOutputWithPooling(x_BNC, x_BNC[:, 0], **others)
 
 
 DINOV3 = Architecture(

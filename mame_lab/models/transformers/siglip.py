@@ -17,7 +17,7 @@ from transformers.models.siglip.modeling_siglip import (
 from mame_lab.merging.state import MergeState
 from mame_lab.models.merging_transformer import MergingBlock
 from mame_lab.models.parts import stands_in
-from mame_lab.models.transformers.architecture import Architecture
+from mame_lab.models.transformers.architecture import HALF, Architecture
 from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, refuse
 
 
@@ -34,21 +34,26 @@ class MergingTowerLayer(MergingBlock):
         return x_BKC + self.mlp(self.layer_norm2(x_BKC))
 
 
+class MergingTower(MergingBackbone):
+    """An image tower with merging."""
+
+    blocks_at = "encoder.layers"
+
+    def embed_pixels(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **options: Any) -> Tensor:
+        refuse(options)
+        return self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
+
+
 @stands_in
 class MergingSiglipEncoderLayer(MergingTowerLayer, SiglipEncoderLayer):
     """transformers' SiglipEncoderLayer with merging."""
 
 
 @stands_in
-class MergingSiglipVisionModel(MergingBackbone, SiglipVisionModel):
+class MergingSiglipVisionModel(MergingTower, SiglipVisionModel):
     """transformers' SiglipVisionModel with merging. Its attention pooling sees the restored tokens."""
 
-    blocks_at = "encoder.layers"
     pooling = "head"
-
-    def embed_pixels(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **options: Any) -> Tensor:
-        refuse(options)
-        return self.embeddings(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding)
 
     def final_norm(self, x_BNC: Tensor) -> Tensor:
         return self.post_layernorm(x_BNC)
@@ -65,13 +70,12 @@ class MergingSiglipForImageClassification(MergingClassifier, SiglipForImageClass
         return state.mean(x_BKC, 0)
 
 
-HALF = (0.5,) * 3
 SIGLIP = Architecture(
     classifier=(SiglipForImageClassification, MergingSiglipForImageClassification),
     transformer=(SiglipVisionModel, MergingSiglipVisionModel),
     block=(SiglipEncoderLayer, MergingSiglipEncoderLayer),
     attentions=(SiglipAttention,),
-    preprocessing={"mean": HALF, "std": HALF, "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
+    preprocessing=HALF | {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"},
     ignored_tensors=("text_model.", "logit_"),
     untrained=("vision_model.head.",),
 )

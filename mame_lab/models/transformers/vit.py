@@ -12,7 +12,7 @@ from transformers.models.vit.modeling_vit import ViTAttention, ViTForImageClassi
 from mame_lab.merging.state import MergeState
 from mame_lab.models.merging_transformer import MergingBlock
 from mame_lab.models.parts import stands_in
-from mame_lab.models.transformers.architecture import Architecture
+from mame_lab.models.transformers.architecture import HALF, Architecture
 from mame_lab.models.transformers.forward import MergingBackbone, MergingClassifier, refuse
 
 
@@ -61,11 +61,5 @@ VIT = Architecture(
     transformer=(ViTModel, MergingViTModel),
     block=(ViTLayer, MergingViTLayer),
     attentions=(ViTAttention,),
-    preprocessing={
-        "mean": (0.5,) * 3,
-        "std": (0.5,) * 3,
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-    },
+    preprocessing=HALF | {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"},
 )
