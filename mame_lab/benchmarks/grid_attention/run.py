@@ -71,7 +71,7 @@ from mame_lab.models import family_of
 Errors = dict[tuple[str, float], list[float]]  # by arm and budget
 
 
-class Row(NamedTuple):
+class GridAttentionRow(NamedTuple):
     """One arm at one budget.
 
     Attributes:
@@ -117,7 +117,7 @@ def run(
     images, model = converted(data.sample(settings.images)[0], trainer), prepared(model, trainer).eval()
     with torch.inference_mode(), trainer.precision_plugin.forward_context():
         found = rows(settings, model, images)
-    write_csv(folder / "grid_attention.csv", Row._fields, found)
+    write_csv(folder / "grid_attention.csv", GridAttentionRow._fields, found)
     conditions = gather_conditions(
         images.device,
         trainer.precision,
@@ -133,7 +133,7 @@ def run(
     print(table(found, conditions))
 
 
-def rows(settings: GridAttention, model: VisionTransformer, images: Tensor) -> list[Row]:
+def rows(settings: GridAttention, model: VisionTransformer, images: Tensor) -> list[GridAttentionRow]:
     """All arms at the first budget, then at the next."""
     rows, columns = family_of(model).grid(model, images)
     grid = rows, columns
@@ -149,9 +149,9 @@ def rows(settings: GridAttention, model: VisionTransformer, images: Tensor) -> l
     return [_row(arm, r, errors, shares[arm]) for r in settings.r for arm in ARMS if (arm, r) in errors]
 
 
-def _row(arm: str, r: float, errors: Errors, share: float) -> Row:
+def _row(arm: str, r: float, errors: Errors, share: float) -> GridAttentionRow:
     of_ward = [error / ward for error, ward in zip(errors[arm, r], errors[REFERENCE, r], strict=True)]
-    return Row(arm, r, mean(errors[arm, r]), mean(of_ward), stdev(of_ward), share)
+    return GridAttentionRow(arm, r, mean(errors[arm, r]), mean(of_ward), stdev(of_ward), share)
 
 
 def layers(model: VisionTransformer, image_13HW: Tensor) -> Iterator[Layer]:
@@ -189,7 +189,7 @@ def layer_errors(layer: Layer, grid: tuple[int, int], budgets: list[float]) -> I
 
 
 def error(arm: Arm, layer: Layer, match: Match, removed: int) -> float:
-    """How far the output of a layer moves where so many tokens are removed; see `Row`."""
+    """How far the output of a layer moves where so many tokens are removed; see `GridAttentionRow`."""
     x_1NC, y_1NC = layer.x_1NC, wide(layer.y_1NC)
     plan = assign(match, x_1NC.shape[1], removed)
     if arm.temperature is not None:
@@ -212,7 +212,7 @@ def search_shares(layer: Layer, grid: tuple[int, int]) -> dict[str, float]:
     }
 
 
-def table(found: list[Row], conditions: Conditions) -> Table:
+def table(found: list[GridAttentionRow], conditions: Conditions) -> Table:
     """A row for each arm, a column for each budget."""
     legend = (
         f"Error: of the restored output. In brackets: over that of {REFERENCE}. Search: multiply-adds of the "
