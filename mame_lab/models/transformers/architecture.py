@@ -3,12 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import image_utils
+from transformers.utils import constants
 
 from mame_lab.models import base
 
-IMAGENET = {"mean": tuple(image_utils.IMAGENET_DEFAULT_MEAN), "std": tuple(image_utils.IMAGENET_DEFAULT_STD)}
-HALF = {"mean": tuple(image_utils.IMAGENET_STANDARD_MEAN), "std": tuple(image_utils.IMAGENET_STANDARD_STD)}
+IMAGENET = {"mean": tuple(constants.IMAGENET_DEFAULT_MEAN), "std": tuple(constants.IMAGENET_DEFAULT_STD)}
+HALF = {"mean": tuple(constants.IMAGENET_STANDARD_MEAN), "std": tuple(constants.IMAGENET_STANDARD_STD)}
 
 
 @dataclass(frozen=True)

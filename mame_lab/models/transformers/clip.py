@@ -6,7 +6,6 @@ B batch, N tokens, K tokens that remain after merging, C channels.
 from typing import Any
 
 from torch import Tensor
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.modeling_clip import (
     CLIPAttention,
@@ -14,6 +13,7 @@ from transformers.models.clip.modeling_clip import (
     CLIPForImageClassification,
     CLIPVisionModel,
 )
+from transformers.utils import constants
 
 from mame_lab.merging.state import MergeState
 from mame_lab.models.parts import stands_in
@@ -33,8 +33,8 @@ class MergingCLIPVisionModel(MergingTower, CLIPVisionModel):
 
     pooling = "post_layernorm"
 
-    def embed_pixels(self, pixel_values: Tensor, **options: Any) -> Tensor:
-        return self.pre_layrnorm(super().embed_pixels(pixel_values, **options))
+    def embed_pixels(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False, **options: Any) -> Tensor:
+        return self.pre_layrnorm(super().embed_pixels(pixel_values, interpolate_pos_encoding, **options))
 
     def final_norm(self, x_BNC: Tensor) -> Tensor:
         return x_BNC
@@ -57,8 +57,8 @@ CLIP = Architecture(
     block=(CLIPEncoderLayer, MergingCLIPEncoderLayer),
     attentions=(CLIPAttention,),
     preprocessing={
-        "mean": tuple(OPENAI_CLIP_MEAN),
-        "std": tuple(OPENAI_CLIP_STD),
+        "mean": tuple(constants.OPENAI_CLIP_MEAN),
+        "std": tuple(constants.OPENAI_CLIP_STD),
         "interpolation": "bicubic",
         "crop_pct": 1.0,
         "crop_mode": "center",
