@@ -13,6 +13,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from mame_lab import benchmarks
 from mame_lab.models import checkpoint
 from mame_lab.models.checkpoint import Checkpoint
 from mame_lab.runs import cli, config, conflicts, cpu
@@ -33,7 +34,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float] | None:
     run = config.typed(config.EvalConfig, values)
     conflicts.check_read(run, given)
     folder = Path(HydraConfig.get().runtime.output_dir)
-
+    if run.benchmark and run.benchmark.complete:
+        return benchmarks.run(run.benchmark, None, run.mame, None, None, folder)
     import lightning
 
     cpu.set_threads(run.model.threads)
@@ -53,7 +55,7 @@ def measure(
     from lightning.pytorch.utilities import rank_zero_only
 
     import mame_lab
-    from mame_lab import benchmarks, models
+    from mame_lab import models
     from mame_lab.benchmarks import union
     from mame_lab.data.datamodule import ImageData
     from mame_lab.data.preprocessing import Preprocessing
@@ -76,9 +78,7 @@ def measure(
     trainer = run.trainer.unsharded().build(folder, loggers)
     with processes(trainer), run.trainer.explained():
         if run.benchmark:
-            benchmarks.run(run.benchmark, model, run.mame, data, trainer, folder)
-            print(f"Written to {folder}")
-            return None
+            return benchmarks.run(run.benchmark, model, run.mame, data, trainer, folder)
         method = solve_on_validation(model, run.mame, data, trainer, folder)
         mame_lab.apply(model, method)
         pictures.check(model, run.visualize, method)

@@ -20,33 +20,38 @@ def cosine_similarities(y, prefix: int) -> dict[int, list[float]]:
     return {s: [dot(y[t], y[s]) / math.sqrt(dot(y[t], y[t]) * dot(y[s], y[s])) for t in targets] for s in sources}
 
 
+def correlation(a, b) -> float:
+    (mean_a, mean_b), (a, b) = (sum(row) / len(row) for row in (a, b)), (list(a), list(b))
+    a, b = [value - mean_a for value in a], [value - mean_b for value in b]
+    return dot(a, b) / math.sqrt(dot(a, a) * dot(b, b))
+
+
 def ward_similarities(keys, x, weights, prefix: int) -> dict[int, list[float]]:
-    """1 minus Ward's cost by the product of two distances: of the keys, over their root mean square, and of unit x."""
+    """Minus Ward's cost by the product of two distances, of the keys and of x: 1 minus their correlation."""
     targets, sources = partition(len(x), prefix)
-    mean_square = sum(dot(key, key) for key in keys[prefix:]) / len(keys[prefix:])
-    unit = [[value / math.hypot(*row) for value in row] for row in x]
 
     def cost(t, s):
-        distance = math.dist(keys[t], keys[s]) / math.sqrt(mean_square) * math.dist(unit[t], unit[s])
-        return weights[t] * weights[s] / (weights[t] + weights[s]) * distance
+        distance = (1 - correlation(keys[t], keys[s])) * (1 - correlation(x[t], x[s]))
+        return 2 * weights[t] * weights[s] / (weights[t] + weights[s]) * distance
 
-    return {s: [1 - cost(t, s) for t in targets] for s in sources}
+    return {s: [-cost(t, s) for t in targets] for s in sources}
 
 
 def ward_weights(queries, keys, sizes, prefix: int, scale: float) -> list[float]:
-    """The fourth root of size times class attention, over its mean for each original token; of sizes the square root.
+    """Size times the root of exp of the class token's logit, mean over heads; over the harmonic mean of these roots.
 
     Args:
         queries, keys: of each head, of each token.
     """
     if not prefix:
-        return [math.sqrt(size) for size in sizes]
-    attention = [0.0] * len(sizes)
-    for head_queries, head_keys in zip(queries, keys, strict=True):
-        logits = [math.exp(scale * dot(head_queries[0], key)) for key in head_keys]
-        attention = [a + e / sum(logits) / len(keys) for a, e in zip(attention, logits, strict=True)]
-    mean = sum(attention[prefix:]) / sum(sizes[prefix:])
-    return [(size * a / mean) ** 0.25 for size, a in zip(sizes, attention, strict=True)]
+        return list(sizes)
+    logits = [
+        scale * sum(dot(of[0], key[n]) for of, key in zip(queries, keys, strict=True)) / len(keys)
+        for n in range(len(sizes))
+    ]
+    repulsion = [math.exp(-logit / 2) for logit in logits]
+    mean = sum(repulsion[prefix:]) / len(repulsion[prefix:])
+    return [size * mean / each for size, each in zip(sizes, repulsion, strict=True)]
 
 
 def nearest_column(similarities: list[float]) -> list[float]:

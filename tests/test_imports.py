@@ -17,6 +17,7 @@ ARROWS = {room: ROOMS[:floor] for floor, room in enumerate(ROOMS)} | {
     "data": [],
     "tasks": [],
     "report": ["data", "measure"],
+    "export": ["merging", "models"],
     "runs": [*ROOMS[: ROOMS.index("runs")], "report"],
     "__init__": ["merging", "measure", "models", "solver"],
 }

@@ -12,6 +12,7 @@ from mame_lab.benchmarks.denoiser.settings import Denoiser
 from mame_lab.benchmarks.frontier.settings import Frontier
 from mame_lab.benchmarks.grid_attention.settings import GridAttention
 from mame_lab.benchmarks.recovery.settings import Recovery
+from mame_lab.benchmarks.suite.settings import Suite
 from mame_lab.benchmarks.throughput.settings import Throughput
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 BENCHMARKS: dict[str, type[Benchmark]] = {
     "frontier": Frontier,
     "throughput": Throughput,
+    "suite": Suite,
     "budgets": Budgets,
     "recovery": Recovery,
     "denoiser": Denoiser,
@@ -29,7 +31,7 @@ BENCHMARKS: dict[str, type[Benchmark]] = {
 }
 
 
-def run(settings: Benchmark, model: Any, method: Method, data: Any, trainer: Trainer, folder: Path) -> None:
+def run(settings: Benchmark, model: Any, method: Method, data: Any, trainer: Trainer | None, folder: Path) -> None:
     """Measure, print a table, and write a CSV file, and most a plot, to the folder.
 
     Args:
@@ -37,8 +39,10 @@ def run(settings: Benchmark, model: Any, method: Method, data: Any, trainer: Tra
         model: unmerged, with its weights; it is left as it was. A pipeline for those that take one.
         method: the group `mame`, for a benchmark that does not name its own methods.
         data: an `ImageData`: its test images are measured on, its validation images are what schedules are solved on.
-            Prompts for a pipeline.
+            Prompts for a pipeline. Model, data and trainer are None for one that is `complete`.
         trainer: its device and precision hold for everything.
         folder: where the files go.
     """
     import_module(f"mame_lab.benchmarks.{settings.name}.run").run(settings, model, method, data, trainer, folder)
+    if trainer is None or trainer.is_global_zero:
+        print(f"Written to {folder}")

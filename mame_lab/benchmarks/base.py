@@ -12,9 +12,11 @@ class Benchmark:
         name: which benchmark it is, a key of `mame_lab.benchmarks.BENCHMARKS` and the name of its folder.
 
     Attributes:
+        complete: whether it brings its own models and data.
         unread: the groups of the configuration that say nothing to it, for it has settings of its own.
     """
 
     name: str
 
+    complete: ClassVar[bool] = False
     unread: ClassVar[tuple[str, ...]] = ("mame", "speed")

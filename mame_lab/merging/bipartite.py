@@ -30,40 +30,45 @@ class Bipartite(SequenceMethod):
     """
 
     def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
+        import torch
+
         from mame_lab.merging import matching
-        from mame_lab.merging.plan import make_plan, make_soft_plan
+        from mame_lab.merging import plan as plans
+        from mame_lab.merging.layout import layout_of_some, layout_without
 
         similarity_BTS = matching.without_padding(self.similarity(tokens), tokens)
         best_BS, nearest_BS = similarity_BTS.max(1)  # On a CPU 2 to 4 times faster than argmax.
-        order_BR, removed_BR = self.choose_sources(best_BS, r)
-        W_BTS = self.weights(similarity_BTS, nearest_BS)
-        target_T, source_S = tokens.places()
+        W_BTS = self.weights(similarity_BTS, best_BS)
+        target_BT, source_BS = tokens.split(tokens.places())
+        if r is None:
+            removed_BS = self.removed(best_BS)
+            if W_BTS is None:
+                return plans.plan_of_some(tokens, source_BS, target_BT.gather(1, nearest_BS), removed_BS)
+            layout, _ = layout_of_some(tokens, source_BS, removed_BS)
+            return plans.make_soft_plan(tokens, layout, W_BTS, removed_BS)
+        order_BR = matching.highest(best_BS, r)
+        source_BR = source_BS.gather(1, order_BR)
         if W_BTS is None:
-            return make_plan(tokens, source_S[order_BR], target_T[nearest_BS.gather(1, order_BR)], removed_BR)
-        W_BTR = W_BTS.gather(2, order_BR[:, None].expand(-1, W_BTS.shape[1], -1))
-        return make_soft_plan(tokens, source_S[order_BR], W_BTR, removed_BR)
+            target_BR = target_BT.gather(1, nearest_BS.gather(1, order_BR))
+            return plans.plan_of_places(tokens, source_BR, target_BR)
+        removed_BS = torch.zeros_like(best_BS, dtype=torch.bool).scatter_(1, order_BR, 1)
+        return plans.make_soft_plan(tokens, layout_without(tokens, source_BR), W_BTS, removed_BS)
 
     @abstractmethod
     def similarity(self, tokens: Tokens) -> Tensor:
         """How alike every target and every source are: similarity_BTS; any value for padding."""
 
-    def weights(self, similarity_BTS: Tensor, nearest_BS: Tensor) -> Tensor | None:
-        """The share of each source that would go to each target, W_BTS; None: whole to its nearest target (nearest_BS).
+    def weights(self, similarity_BTS: Tensor, best_BS: Tensor) -> Tensor | None:
+        """The share of each source that would go to each target, W_BTS; None: whole to its nearest target.
 
-        Columns of W sum to 1; those of sources that are not removed do not count.
+        Columns of W sum to 1; those of sources that are not removed do not count. `best_BS` is the similarity of each
+        source with its nearest target.
         """
         return None
 
-    def choose_sources(self, best_BS: Tensor, r: int | None) -> tuple[Tensor, Tensor | None]:
-        """Which sources are removed, by the similarity of each with its nearest target.
-
-        Returns:
-            order_BR, the sources to remove, and removed_BR, whether they are (see `make_plan`).
-        """
-        from mame_lab.merging import matching
-
-        assert r is not None  # `schedule_for` refuses to go without a budget.
-        return matching.highest(best_BS, r), None
+    def removed(self, best_BS: Tensor) -> Tensor:
+        """Which sources are removed where there is no budget, by the similarity of each with its nearest target."""
+        raise AssertionError  # `schedule_for` refuses to go without a budget.
 
 
 @dataclass
@@ -168,12 +173,15 @@ class Adaptive(Bipartite, GridMethod):
 
         return windows.match(self.similarity, x_BNC, grid, self.grid.window)
 
-    def choose_sources(self, best_BS: Tensor, r: int | None) -> tuple[Tensor, Tensor | None]:
-        if r is not None:
-            return super().choose_sources(best_BS, r)
+    def level(self, tau: float) -> float:
+        """The similarity, as `similarity` has it, at this threshold."""
+        return tau
+
+    def tau_at(self, similarity: float) -> float:
+        """The threshold at this similarity."""
+        return similarity
+
+    def removed(self, best_BS: Tensor) -> Tensor:
         assert self.tau is not None
-        removed_BS = best_BS > self.tau
-        if self.batching == "union":
-            removed_BS = removed_BS & removed_BS.all(0)
-        removed_BR, order_BR = removed_BS.sort(dim=1, descending=True, stable=True)
-        return order_BR, removed_BR
+        removed_BS = best_BS > self.level(self.tau)
+        return removed_BS & removed_BS.all(0) if self.batching == "union" else removed_BS

@@ -29,9 +29,9 @@ class Drop(SequenceMethod):
         import torch
 
         from mame_lab.merging import matching
-        from mame_lab.merging.plan import make_plan
+        from mame_lab.merging.plan import plan_of_places
 
         assert r is not None  # `schedule_for` refuses to go without a budget.
-        _, source_S = tokens.places()
-        score_BS = torch.rand(tokens.x_BNC.shape[0], len(source_S), device=source_S.device)
-        return make_plan(tokens, source_S[matching.highest(score_BS, r)], None)
+        _, source_BS = tokens.split(tokens.places())
+        score_BS = torch.rand(source_BS.shape, device=source_BS.device)
+        return plan_of_places(tokens, source_BS.gather(1, matching.highest(score_BS, r)), None)

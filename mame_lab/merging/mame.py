@@ -36,10 +36,7 @@ class MaMe(Adaptive):
 
         return matching.cosine_similarity(tokens.x_BNC, tokens)
 
-    def weights(self, similarity_BTS: Tensor, nearest_BS: Tensor) -> Tensor | None:
+    def weights(self, similarity_BTS: Tensor, best_BS: Tensor) -> Tensor | None:
         from mame_lab.merging import matching
 
-        if self.tau is None:
-            return None
-        W_BTS = matching.threshold_weights(similarity_BTS, self.tau)
-        return W_BTS.where(W_BTS.sum(1, keepdim=True) > 0, matching.nearest_weights(nearest_BS, W_BTS))
+        return None if self.tau is None else matching.threshold_weights(similarity_BTS, best_BS, self.tau)

@@ -4,9 +4,11 @@ B batch, N tokens, P patch tokens, C channels, T targets, S sources. Every W_BTS
 to 1 or to 0. `tokens` says which are targets, sources and padding; y_BNC is what is compared, such as the tokens.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold
+from torch.nn.functional import layer_norm, threshold
 
 from mame_lab.merging.tokens import Tokens
 
@@ -20,20 +22,40 @@ def cosine_similarity(y_BNC: Tensor, tokens: Tokens) -> Tensor:
     return target_BTC @ source_BSC.mT
 
 
-def ward_similarity(distance_BTS: Tensor, weight_BN1: Tensor, tokens: Tokens) -> Tensor:
-    """1 minus the Ward cost of merging every target with every source.
+def ward_similarity(distance_BTS: Tensor, lightness_BP1: Tensor, tokens: Tokens) -> Tensor:
+    """Minus the Ward cost of merging every target with every source.
 
     The Ward cost is what a merge adds to the weighted sum of squared distances of all tokens from their merged
-    representatives: w_t w_s / (w_t + w_s) times their squared distance. For two tokens of weight 1 and unit norm the
-    similarity is their cosine.
+    representatives: w_t w_s / (w_t + w_s) times their squared distance, which is that distance over 1/w_t + 1/w_s.
 
     Args:
-        distance_BTS: the squared distance of every target and every source; it is overwritten.
-        weight_BN1: how much each token weighs, such as its size.
+        distance_BTS: minus the squared distance of every target and every source; it is overwritten.
+        lightness_BP1: 1 over how much each patch token weighs, such as its size.
     """
-    target_BT1, source_BS1 = tokens.split(1 / weight_BN1)
-    cost_BTS = distance_BTS.div_(target_BT1 + source_BS1.mT)
-    return cost_BTS.neg_().add_(1)
+    target_BT1, source_BS1 = tokens.halves(lightness_BP1)
+    return distance_BTS.div_(target_BT1 + source_BS1.mT)
+
+
+def uncorrelated(given: Sequence[Tensor], tokens: Tokens, scale: float) -> Tensor:
+    """`scale` times 1 minus the correlation of every target with every source over their channels, (B, T, S).
+
+    That is half the mean squared difference of their channels, where each token has mean 0 and deviation 1. Of several
+    y_BNC that are given it is the product. In float32 at least; what has no deviation is uncorrelated with all.
+    """
+    normal = [_normal(y_BNC) for y_BNC in given]
+    one_111, product_BTS = normal[0].new_ones(1, 1, 1), None
+    for y_BNC in normal:
+        (target_BTC, source_BSC), alike = tokens.split(y_BNC), -scale / y_BNC.shape[-1]
+        apart_BTS = torch.baddbmm(one_111, target_BTC, source_BSC.mT, beta=scale, alpha=alike)
+        product_BTS, scale = apart_BTS if product_BTS is None else product_BTS.mul_(apart_BTS), 1.0
+    assert product_BTS is not None
+    return product_BTS
+
+
+def _normal(y_BNC: Tensor) -> Tensor:
+    """Tokens whose channels have mean 0 and deviation 1, or are all 0."""
+    y_BNC = _precise(y_BNC)
+    return layer_norm(y_BNC, y_BNC.shape[-1:], eps=torch.finfo(y_BNC.dtype).tiny)
 
 
 def squared_distance(y_BNC: Tensor, tokens: Tokens) -> Tensor:
@@ -71,20 +93,18 @@ def patch_mean(y_BPP: Tensor, tokens: Tokens) -> Tensor:
     return mean_BP.masked_fill(~valid_BP, float("-inf"))
 
 
-def threshold_weights(similarity_BTS: Tensor, tau: float) -> Tensor:
+def threshold_weights(similarity_BTS: Tensor, best_BS: Tensor, tau: float) -> Tensor:
     """The paper's weights: similarity above `tau`, then what reaches the mean of its column, normalised.
 
-    A column whose entries all equal their mean within `MEAN_TOLERANCE` keeps all of them, equally weighted.
+    A column whose entries all equal their mean within `MEAN_TOLERANCE` keeps all of them, equally weighted. One without
+    an entry above `tau` keeps what equals its largest one, `best_BS`.
     """
-    W_BTS = _normalise_columns((similarity_BTS - tau).relu())
-    mean_B1S = 1 / (W_BTS > 0).to(W_BTS.dtype).sum(1, keepdim=True).clamp(min=1)
-    return _normalise_columns((W_BTS - (1 - MEAN_TOLERANCE) * mean_B1S).relu())
-
-
-def nearest_weights(nearest_BS: Tensor, like_BTS: Tensor) -> Tensor:
-    """Each source merges whole into its nearest target: W_BTS of the shape and type of `like_BTS`."""
-    targets_T = torch.arange(like_BTS.shape[1], device=like_BTS.device)
-    return (targets_T[:, None] == nearest_BS[:, None]).to(like_BTS.dtype)
+    precision = torch.finfo(best_BS.dtype)
+    least_BS = (best_BS - precision.eps**0.75).clamp(-2, tau)
+    V_BTS = (similarity_BTS - least_BS[:, None]).relu()
+    mean_B1S = V_BTS.sum(1, keepdim=True) / V_BTS.count_nonzero(1)[:, None].clamp(min=1)
+    W_BTS = torch.sub(V_BTS, mean_B1S, alpha=1 - MEAN_TOLERANCE).relu()
+    return W_BTS / W_BTS.sum(1, keepdim=True).clamp(min=precision.tiny)
 
 
 def highest(score_BN: Tensor, number: int) -> Tensor:
@@ -120,8 +140,3 @@ def without_padding(similarity_BTS: Tensor, tokens: Tokens) -> Tensor:
 
 def _precise(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _normalise_columns(W_BTS: Tensor) -> Tensor:
-    total_B1S = W_BTS.sum(1, keepdim=True)
-    return W_BTS / torch.where(total_B1S > 0, total_B1S, 1)

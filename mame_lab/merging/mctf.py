@@ -40,7 +40,7 @@ class MCTF(SequenceMethod):
         import torch
 
         from mame_lab.merging import matching
-        from mame_lab.merging.plan import make_plan
+        from mame_lab.merging.plan import plan_of_places
 
         assert r is not None  # `schedule_for` refuses to go without a budget.
         attention_BN1 = tokens.attention_received()[..., None].clamp(min=1e-12)
@@ -51,8 +51,8 @@ class MCTF(SequenceMethod):
         best_BT, nearest_BT = score_BTS.masked_fill(gone_BS[:, None], float("-inf")).max(2)
         back_BR = matching.highest(best_BT, r - r // 2)
 
-        target_T, source_S = tokens.places()
-        into_BT = target_T.expand_as(best_BT).scatter(1, back_BR, source_S[nearest_BT.gather(1, back_BR)])
-        source_BR = torch.cat([source_S[there_BR], target_T[back_BR]], 1)
+        target_BT, source_BS = tokens.split(tokens.places())
+        into_BT = target_BT.scatter(1, back_BR, source_BS.gather(1, nearest_BT.gather(1, back_BR)))
+        source_BR = torch.cat([source_BS.gather(1, there_BR), target_BT.gather(1, back_BR)], 1)
         target_BR = into_BT.gather(1, torch.cat([nearest_BS.gather(1, there_BR), back_BR], 1))
-        return make_plan(tokens, source_BR, target_BR, weight_BN1=attention_BN1 * tokens.size_BN1)
+        return plan_of_places(tokens, source_BR, target_BR, weight_BN1=attention_BN1 * tokens.size_BN1)

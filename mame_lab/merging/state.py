@@ -55,6 +55,7 @@ class MergeState(NamedTuple):
         valid_BN: False where a token is padding; None: no padding.
         bias_B11N: additive attention mask: the log of the size of the key (proportional attention), -inf for padding.
         packing: the layout of the tokens where they are packed; sizes, origins and bias always lie padded.
+        numbers: 0, 1, 2, ... from which every step takes its places.
         plans: the steps so far.
     """
 
@@ -66,6 +67,7 @@ class MergeState(NamedTuple):
     valid_BN: Tensor | None = None
     bias_B11N: Tensor | None = None
     packing: Packing | None = None
+    numbers: Tensor | None = None
     plans: tuple[MergePlan, ...] = ()
 
     def merge(
@@ -96,14 +98,21 @@ class MergeState(NamedTuple):
             )
         tokens = self._tokens(method, x_BNC, input_BNC, attention)
         plan, x_BKC, size_BK1, bias_B11K = merge_step(method, tokens, r)
-        packing = None
-        if self.pack and plan.valid_BK is not None and bias_B11K is not None:
-            packing = make_packing(plan.valid_BK, bias_B11K)
-            x_BKC = packing.pack(x_BKC)
-        origin_BK = plan.index_BK if self.origin_BN is None else self.origin_BN.gather(1, plan.index_BK)
         plans = (*self.plans, plan) if self.record else ()
-        return x_BKC, MergeState(
-            self.prefix, self.record, self.pack, size_BK1, origin_BK, plan.valid_BK, bias_B11K, packing, plans
+        if r is None and not plan.layout.source_R.shape[0]:  # No token was like another.
+            return x_BNC, self._replace(plans=plans)
+        packing = None
+        if self.pack and plan.layout.lengths is not None and plan.valid_BK is not None and bias_B11K is not None:
+            packing = make_packing(plan.valid_BK, plan.layout.lengths, bias_B11K)
+            x_BKC = packing.pack(x_BKC)
+        return x_BKC, self._replace(
+            size_BN1=size_BK1,
+            origin_BN=plan.index_BK if self.origin_BN is None else self.origin_BN.flatten()[plan.layout.place_BK],
+            valid_BN=plan.valid_BK,
+            bias_B11N=bias_B11K,
+            packing=packing,
+            numbers=tokens.numbers,
+            plans=plans,
         )
 
     @property
@@ -145,7 +154,14 @@ class MergeState(NamedTuple):
         size_BN1 = self.size_BN1
         if size_BN1 is None:
             size_BN1 = x_BNC.new_ones(*x_BNC.shape[:2], 1, dtype=torch.promote_types(x_BNC.dtype, torch.float32))
-        tokens = Tokens(x_BNC, input_BNC, size_BN1, self.prefix, self.valid_BN, bias_B11N=self.bias_B11N)
+        numbers = (
+            self.numbers
+            if self.numbers is not None
+            else torch.arange(x_BNC.shape[0] * x_BNC.shape[1] + 1, device=x_BNC.device)
+        )
+        tokens = Tokens(
+            x_BNC, input_BNC, size_BN1, self.prefix, self.valid_BN, bias_B11N=self.bias_B11N, numbers=numbers
+        )
         if attention is None or not method.needs:
             return tokens
         call = attention.calls[0]
@@ -172,9 +188,8 @@ def merge_step(
     return plan, x_BKC, size_BK1, None if bias_B11K is None else bias_B11K.to(x_BKC.dtype)
 
 
-def make_packing(valid_BN: Tensor, bias_B11N: Tensor) -> Packing:
-    """The layout without padding. Costs one synchronisation with the device."""
-    lengths = tuple(valid_BN.sum(1).tolist())
+def make_packing(valid_BN: Tensor, lengths: tuple[int, ...], bias_B11N: Tensor) -> Packing:
+    """The layout without padding, of samples of these lengths."""
     index_M = torch.nonzero_static(valid_BN.flatten(), size=sum(lengths))[:, 0]
     return Packing(index_M, lengths, (valid_BN.shape[0], valid_BN.shape[1]), bias_B11N.flatten()[index_M])
 
@@ -182,10 +197,12 @@ def make_packing(valid_BN: Tensor, bias_B11N: Tensor) -> Packing:
 def attention_bias(size_BN1: Tensor, valid_BN: Tensor | None, prop_attn: bool) -> Tensor | None:
     """The additive attention mask of shape (B, 1, 1, N), None where there is nothing to add.
 
-    Padding gets a constant: the log of its size 0 would give NaN gradients.
+    Padding, whose size is 0, gets -inf; where sizes have gradients by a constant, for those of its log would be NaN.
     """
+    if prop_attn and (valid_BN is None or not size_BN1.requires_grad):
+        return size_BN1.log().mT[:, None]
     if valid_BN is None:
-        return size_BN1.log().mT[:, None] if prop_attn else None
+        return None
     valid_BN1 = valid_BN[..., None]
     bias_BN1 = torch.where(valid_BN1, size_BN1, 1).log() if prop_attn else torch.zeros_like(size_BN1)
     return bias_BN1.masked_fill(~valid_BN1, float("-inf")).mT[:, None]

@@ -42,7 +42,9 @@ class ToFu(ToMe):
 
         plan = super().plan(tokens, r)
         assert isinstance(plan, HardPlan)  # Targets are not spread.
-        if not self.early:
-            return plan._replace(largest_norm=True)
-        ones_BN1 = torch.ones_like(tokens.size_BN1)
-        return plan._replace(weight_BN1=ones_BN1.scatter(1, plan.source_BR[..., None], 0))
+        if self.early:
+            size_BN1 = torch.ones_like(tokens.size_BN1)
+            size_BN1.view(-1).index_fill_(0, plan.layout.source_R, 0)
+            plan.weight_BN1 = size_BN1
+        plan.largest_norm = not self.early
+        return plan

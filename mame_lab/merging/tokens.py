@@ -1,6 +1,6 @@
 """What a method may look at when it decides which tokens merge.
 
-B batch, N tokens, C channels, H heads, D channels of a head, T targets, S sources.
+B batch, N tokens, P patch tokens, C channels, H heads, D channels of a head, T targets, S sources.
 """
 
 from typing import NamedTuple
@@ -24,6 +24,7 @@ class Tokens(NamedTuple):
         bias_B11N: what it added to its logits (proportional attention, padding); None: nothing.
         partition: the places (T,) of the targets and (S,) of the sources; None: patch tokens at even and at odd places.
         windows: how many successive samples are windows of one grid.
+        numbers: 0, 1, 2, ... up to B N at least; None: made when needed.
     """
 
     x_BNC: Tensor
@@ -37,22 +38,34 @@ class Tokens(NamedTuple):
     bias_B11N: Tensor | None = None
     partition: tuple[Tensor, Tensor] | None = None
     windows: int = 1
+    numbers: Tensor | None = None
 
     def split(self, y_BNC: Tensor) -> tuple[Tensor, Tensor]:
-        """The targets (B, T, C) and the sources (B, S, C)."""
-        if self.partition is not None:
-            return y_BNC[:, self.partition[0]], y_BNC[:, self.partition[1]]
-        return y_BNC[:, self.prefix :: 2], y_BNC[:, self.prefix + 1 :: 2]
+        """The targets (B, T, ...) and the sources (B, S, ...) of something of all tokens (B, N, ...)."""
+        return self.halves(y_BNC[:, self.prefix :])
 
-    def places(self) -> tuple[Tensor, Tensor]:
-        """The places (T,) of the targets and (S,) of the sources."""
+    def halves(self, y_BPC: Tensor) -> tuple[Tensor, Tensor]:
+        """The targets (B, T, ...) and the sources (B, S, ...) of something of the patch tokens (B, P, ...)."""
         if self.partition is not None:
-            return self.partition
-        tokens, device = self.x_BNC.shape[1], self.x_BNC.device
-        return (
-            torch.arange(self.prefix, tokens, 2, device=device),
-            torch.arange(self.prefix + 1, tokens, 2, device=device),
-        )
+            return y_BPC[:, self.partition[0]], y_BPC[:, self.partition[1]]
+        return y_BPC[:, ::2], y_BPC[:, 1::2]
+
+    def places(self) -> Tensor:
+        """The place of each token among those of all samples: (B, N)."""
+        batch, tokens = self.x_BNC.shape[:2]
+        return self.counted()[: batch * tokens].view(batch, tokens)
+
+    def counted(self) -> Tensor:
+        """0, 1, 2, ... up to B N at least."""
+        if self.numbers is not None:
+            return self.numbers
+        return torch.arange(self.x_BNC.shape[0] * self.x_BNC.shape[1] + 1, device=self.x_BNC.device)
+
+    def real(self) -> Tensor:
+        """False where a token is padding: (B, N)."""
+        if self.valid_BN is not None:
+            return self.valid_BN
+        return self.x_BNC.new_ones(self.x_BNC.shape[:2], dtype=torch.bool)
 
     def mean(self, y_BNC: Tensor) -> Tensor:
         """Mean over the patch tokens of every sample, or of the grid that it is a window of; padding does not count.
@@ -79,7 +92,7 @@ class Tokens(NamedTuple):
     def mean_key(self) -> Tensor:
         """The attention keys, mean over heads: key_BND."""
         assert self.key_BHND is not None
-        return self.key_BHND.mean(1)
+        return self.key_BHND.mean(1, dtype=_precise(self.key_BHND))
 
     def class_attention(self) -> Tensor:
         """How much the class token (the first one) attends to each token, mean over heads: (B, N), 0 for padding.
@@ -87,6 +100,21 @@ class Tokens(NamedTuple):
         In float32 at least; the rows sum to 1. For methods whose `needs` has "keys" and "queries".
         """
         return self._attention(1).mean((1, 2))
+
+    def class_repulsion(self) -> Tensor:
+        """How little the class token (the first one) attends to each patch token: (B, P, 1), 0 for padding.
+
+        In proportion to exp of minus half its logits, mean over heads; of mean 1 / P. In float32 at least. For methods
+        whose `needs` has "keys" and "queries".
+        """
+        assert self.query_BHND is not None
+        query_B1C, key_BPC = self.query_BHND[:, :, 0].flatten(1)[:, None], self.keys()[:, self.prefix :]
+        logit_B1P = _product(query_B1C, key_BPC.mT, -0.5 * self.scale / self.query_BHND.shape[1])
+        if self.valid_BN is None:
+            return logit_B1P.softmax(2).mT
+        valid_BP = self.valid_BN[:, self.prefix :]
+        share_BP = logit_B1P[:, 0].masked_fill(~valid_BP, float("-inf")).softmax(1)
+        return (share_BP * valid_BP.to(share_BP.dtype).mean(1, keepdim=True))[..., None]
 
     def attention_received(self) -> Tensor:
         """How much all tokens attend to each token, mean over them and heads: as `class_attention`."""
@@ -100,7 +128,20 @@ class Tokens(NamedTuple):
         """How the first so many tokens attend to all: (B, H, queries, N)."""
         assert self.key_BHND is not None
         assert self.query_BHND is not None
-        dtype = torch.promote_types(self.key_BHND.dtype, torch.float32)
+        dtype = _precise(self.key_BHND)
         query_BHND = self.query_BHND[:, :, :queries].to(dtype) * self.scale
         logits_BHNN = query_BHND @ self.key_BHND.to(dtype).mT
         return (logits_BHNN if self.bias_B11N is None else logits_BHNN + self.bias_B11N).softmax(-1)
+
+
+def _product(x_BNC: Tensor, y_BCM: Tensor, scale: float) -> Tensor:
+    """The matrix product times a number, in float32 at least; a GPU multiplies half precision as it is."""
+    dtype = _precise(x_BNC)
+    if x_BNC.is_cuda and x_BNC.dtype != dtype:
+        return torch.bmm(x_BNC, y_BCM, out_dtype=dtype).mul_(scale)
+    x_BNC, y_BCM = x_BNC.to(dtype), y_BCM.to(dtype)
+    return torch.baddbmm(x_BNC[:1, :1, :1], x_BNC, y_BCM, beta=0, alpha=scale)
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

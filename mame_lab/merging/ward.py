@@ -10,6 +10,8 @@ from mame_lab.merging.bipartite import Adaptive
 from mame_lab.merging.schedule import Schedule, geometric_blocks
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from mame_lab.merging.tokens import Tokens
@@ -18,23 +20,33 @@ if TYPE_CHECKING:
 KEPT = 1 / 3
 
 
+# The least channels of the tokens that are compared.
+FEWEST_CHANNELS = 64
+
+
+def share(tokens: Tokens) -> float:
+    """What one patch token is of those of a sample."""
+    return 1 / (tokens.x_BNC.shape[1] - tokens.prefix)
+
+
 @dataclass
 class Ward(Adaptive):
     """Tokens merge where that moves least what later tokens attend to, and what attention has made of them.
 
-    Three choices differ from the paper. The similarity is 1 minus Ward's cost w_t w_s / (w_t + w_s) d_ts, where d is
-    the product of two distances: |k_t - k_s| of the attention keys of all heads over their root mean square, and
-    |x_t - x_s| of the tokens after attention, normalised; for what two tokens do together goes wrong by the product of
-    how differently they are attended to and how different they are. A token weighs the fourth root of its size times
-    the attention that the first prefix token pays it, the class token where there is one (the square root of its size
-    in a model without prefix tokens): tokens of a large size, or that are looked at, merge late. And a source merges
-    whole into its nearest target.
+    Three choices differ from the paper. Those merge first whose Ward cost 2 w_t w_s / (w_t + w_s) d_ts is least, where
+    d is the product of two: 1 minus the correlation of the attention keys, mean over heads, and 1 minus that of the
+    tokens after attention, of which the first eighth of the channels says enough; for what two tokens do
+    together goes wrong by the product of how differently they are attended to and how different they are. A token
+    weighs its size times its attraction: the root of exp of the class token's attention logit, mean over heads, over
+    the harmonic mean of these (of the first prefix token's; 1 in a model without prefix tokens). So tokens of a large
+    size, or that are looked at, merge late. And a source merges whole into its nearest target.
 
     Sums of sizes and of size times token are kept. No gradient passes through the choice. In a U-Net, where merging
-    comes before attention, d is the squared distance of the tokens that enter attention.
+    comes before attention, d is half the squared distance of the tokens that enter attention.
 
     Args:
-        tau: see `Adaptive`. It has no meaning together with `r`. Without both, and without a target, a third
+        tau: see `Adaptive`; it is compared with 1 minus the root of the cost, which of two tokens of weight 1 is their
+            correlation. It has no meaning together with `r`. Without both, and without a target, a third
             (`KEPT`) of the patch tokens remain at the end: the same share is removed in each block of a geometric
             schedule, but never more than half of those present.
         blocks: see `Method`; with `tau`, None is all blocks: the threshold finds those in which merging is harmless.
@@ -59,25 +71,38 @@ class Ward(Adaptive):
         from mame_lab.merging import matching
 
         with torch.no_grad():
-            return matching.ward_similarity(self.distance(tokens), self.weight(tokens), tokens)
+            return matching.ward_similarity(self.distance(tokens), self.lightness(tokens), tokens)
+
+    def level(self, tau: float) -> float:
+        return -((1 - tau) ** 2)
+
+    def tau_at(self, similarity: float) -> float:
+        return 1 - max(-similarity, 0.0) ** 0.5
 
     def distance(self, tokens: Tokens) -> Tensor:
-        """How far apart every target and every source are, as a square: (B, T, S); any value for padding."""
+        """Minus how far apart every target and every source are, as a square: (B, T, S); any value for padding.
+
+        As a share of the number of patch tokens, for that many are the parts into which `repulsion` divides 1.
+        """
         from mame_lab.merging import matching
 
         if tokens.key_BHND is None:
-            return matching.squared_distance(tokens.input_BNC, tokens)
-        of_keys_BTS = matching.squared_distance(tokens.keys(), tokens)
-        of_tokens_BTS = matching.cosine_similarity(tokens.x_BNC, tokens).mul_(-2).add_(2)
-        return of_keys_BTS.mul_(of_tokens_BTS).relu_().sqrt_()
+            return matching.squared_distance(tokens.input_BNC, tokens).mul_(-share(tokens))
+        return matching.uncorrelated(self.compared(tokens), tokens, -2 * share(tokens))
 
-    def weight(self, tokens: Tokens) -> Tensor:
-        """How much each token weighs, (B, N, 1); any value for padding."""
-        if not tokens.prefix:
-            return tokens.size_BN1.sqrt()
-        attention_BN1 = tokens.class_attention()[..., None].clamp(min=1e-12)
-        size_B11, attention_B11 = (y[:, tokens.prefix :].sum(1, keepdim=True) for y in (tokens.size_BN1, attention_BN1))
-        return (tokens.size_BN1 * attention_BN1 * size_B11 / attention_B11) ** 0.25
+    def compared(self, tokens: Tokens) -> Sequence[Tensor]:
+        """What two tokens are compared by: the products of the distances by each (B, N, C)."""
+        return tokens.mean_key(), tokens.x_BNC[..., : max(tokens.x_BNC.shape[2] // 8, FEWEST_CHANNELS)]
+
+    def lightness(self, tokens: Tokens) -> Tensor:
+        """1 over how much each patch token weighs, (B, P, 1); any value for padding."""
+        return self.repulsion(tokens) / tokens.size_BN1[:, tokens.prefix :]
+
+    def repulsion(self, tokens: Tokens) -> Tensor:
+        """How little each patch token is looked at, (B, P, 1) or (1, 1, 1), of mean 1 / P."""
+        if not tokens.prefix or tokens.key_BHND is None:
+            return tokens.size_BN1.new_full((1, 1, 1), share(tokens))
+        return tokens.class_repulsion()
 
     def schedule_for(self, depth: int) -> Schedule:
         if self.r is not None or self.tau is not None or self.has_target:

@@ -41,13 +41,15 @@ def check_compiles(model: nn.Module, device: torch.device | str, key: str = "com
         ) from error
 
 
-def compile_models(*models: nn.Module) -> None:
+def compile_models(*models: nn.Module, graphs: bool = False) -> None:
     """Let models run through torch.compile: in place, as one graph for each batch size and mode that they meet.
+
+    With `graphs` a GPU records its kernels and replays them (CUDA graphs): the outputs of a call hold until the next.
 
     Parameters and their names stay as they are; copies of a model are not compiled. What the process compiled before is
     forgotten, so that the jobs of a sweep do not together exceed PyTorch's limit on compilations.
     """
     torch.compiler.reset()
     for model in models:
-        model.compile(fullgraph=True, dynamic=False)
+        model.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
     log.info("compile=true: the first batch of each size takes long, up to minutes on a CPU")

@@ -187,6 +187,6 @@ class _Pooled(MethodWrapper[Adaptive]):
         assert r is not None
         similarity_BTS = matching.without_padding(self.base.similarity(tokens), tokens)
         best = similarity_BTS.amax(1).flatten().sort(descending=True).values
-        least = float(best[min(len(tokens.x_BNC) * r, len(best) - 1)])
+        least = self.base.tau_at(float(best[min(len(tokens.x_BNC) * r, len(best) - 1)]))
         self.taus.append(min(max(least, -1.0), BELOW_1))
         return replace(self.base, r=None, clamp=False, tau=self.taus[-1]).plan(tokens, None)

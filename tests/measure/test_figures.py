@@ -1,6 +1,7 @@
 """Pictures of merging: every patch in the token that holds most of it, one colour a token, the panels that are said."""
 
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -9,33 +10,36 @@ from PIL import Image
 
 from mame_lab import MaMe, MameLabError
 from mame_lab.measure.figures import DROPPED, merging_figure, owners, token_map, tokens_figure, unnormalise
-from mame_lab.merging.plan import MergePlan, SoftPlan
+from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.tokens import Tokens
 
 GRID = (2, 3)
 
 
-def step(tokens: int, *removed: dict[int, dict[int, float]], prefix: int = 1) -> MergePlan:
+class Made(NamedTuple):
+    """A plan of which only the matrix is known."""
+
+    M_BKN: torch.Tensor
+    prefix: int
+
+    @property
+    def row_BN(self) -> torch.Tensor:
+        return self.M_BKN.argmax(1)
+
+    def matrix(self) -> torch.Tensor:
+        return self.M_BKN
+
+
+def step(tokens: int, *removed: dict[int, dict[int, float]], prefix: int = 1) -> Made:
     """`leaving[b][n]` says to which tokens, and how much to each, token n of sample b goes; indices before the step."""
-    kept = [[n for n in range(tokens) if n not in goes] for goes in removed]
-    W_BTR = torch.zeros(len(removed), len(kept[0]), len(removed[0]))
-    for sample, goes in enumerate(removed):
-        for column, shares in enumerate(goes.values()):
+    M_BKN = torch.zeros(len(removed), tokens - len(removed[0]), tokens)
+    for M_KN, goes in zip(M_BKN, removed, strict=True):
+        kept = [n for n in range(tokens) if n not in goes]
+        M_KN[range(len(kept)), kept] = 1
+        for source, shares in goes.items():
             for target, share in shares.items():
-                W_BTR[sample, kept[sample].index(target), column] = share
-    order_BN = torch.tensor([[*stays, *goes] for stays, goes in zip(kept, removed, strict=True)])
-    index_BK, source_BR = order_BN.split([len(kept[0]), len(removed[0])], dim=1)
-    place_BN = order_BN.argsort(1)
-    return SoftPlan(
-        W_BTR=W_BTR,
-        row_BT=torch.arange(W_BTR.shape[1]).expand(len(removed), -1),
-        row_BN=place_BN.clamp(max=W_BTR.shape[1]),
-        place_BN=place_BN,
-        index_BK=index_BK,
-        source_BR=source_BR,
-        valid_BK=None,
-        prefix=prefix,
-    )
+                M_KN[kept.index(target), source] = share
+    return Made(M_BKN, prefix)
 
 
 def test_owners_follow_the_tokens():

@@ -50,20 +50,21 @@ def each(methods):
 
 def columns(method: SequenceMethod, r: int | None, tokens: Tokens, sample: int) -> dict[int, list[float]]:
     """For each source of a sample that is removed, its weights over the targets, by the oracle."""
-    tau = getattr(method, "tau", None)
+    tau = least = getattr(method, "tau", None)
     if isinstance(method, Ward):
         queries, keys = tokens.query_BHND[sample].tolist(), tokens.key_BHND[sample].tolist()
         sizes = tokens.size_BN1[sample, :, 0].tolist()
         weights = oracle.ward_weights(queries, keys, sizes, tokens.prefix, tokens.scale)
-        all_keys, x = tokens.key_BHND[sample].transpose(0, 1).flatten(1).tolist(), tokens.x_BNC[sample].tolist()
-        similarities = oracle.ward_similarities(all_keys, x, weights, tokens.prefix)
+        mean_keys, x = tokens.mean_key()[sample].tolist(), tokens.x_BNC[sample].tolist()
+        similarities = oracle.ward_similarities(mean_keys, x, weights, tokens.prefix)
+        least = None if tau is None else -((1 - tau) ** 2)
     else:
         compared = tokens.mean_key() if isinstance(method, ToMe) else tokens.x_BNC
         similarities = oracle.cosine_similarities(compared[sample].tolist(), tokens.prefix)
     spread = isinstance(method, MaMe) and tau is not None
     return {
         s: oracle.paper_column(similarities[s], tau) if spread else oracle.nearest_column(similarities[s])
-        for s in oracle.removed(similarities, tau, r)
+        for s in oracle.removed(similarities, least, r)
     }
 
 
@@ -147,9 +148,10 @@ def test_two_steps_compose(method, data):
     y, state = advance(state, method, y, r)
     product = state.plans[1].matrix(x.dtype) @ state.plans[0].matrix(x.dtype)
     ones = torch.ones(*x.shape[:2], 1, dtype=torch.float64)
-    torch.testing.assert_close(product @ ones, state.size_BN1)
+    size_BN1 = ones if state.size_BN1 is None else state.size_BN1  # None: nothing was removed.
+    torch.testing.assert_close(product @ ones, size_BN1)
     if "mass" not in method.gives_up:
-        torch.testing.assert_close(product @ x, state.size_BN1 * y)
+        torch.testing.assert_close(product @ x, size_BN1 * y)
     torch.testing.assert_close(product.mT @ y.nan_to_num(), state.restore(y))
     torch.testing.assert_close(state.restore(y)[:, prefix:].mean(1), state.mean(y, prefix))
 
@@ -229,14 +231,16 @@ def test_ward_has_a_similarity_where_something_is_zero(hidden):
     assert Ward(tau=0).similarity(tokens).isfinite().all()
 
 
-def test_ward_of_two_plain_tokens_is_their_cosine():
-    """Of size 1 and mean norm; heavier ones merge less readily, by the root of their sizes."""
-    half = torch.nn.functional.normalize(rand(torch.Generator().manual_seed(0), 2, 4, 5), dim=-1) * 3
-    x = torch.cat([half, -half], 1)
-    ward, cosine = Ward(tau=0).similarity(plain(x)), MaMe(tau=0).similarity(plain(x))
-    torch.testing.assert_close(ward, cosine, rtol=1e-12, atol=1e-12)
+def test_tau_of_ward_is_compared_with_the_correlation():
+    """Of tokens of size 1; heavier ones merge less readily, by their sizes."""
+    x = rand(torch.Generator().manual_seed(0), 2, 8, 5)
+    similarity, correlation = Ward(tau=0).similarity(plain(x)), MaMe(tau=0).similarity(plain(x - x.mean(2, True)))
+    torch.testing.assert_close(-similarity, (1 - correlation) ** 2, rtol=1e-12, atol=1e-12)
+    for tau in (0.5, -0.3):
+        assert torch.equal(similarity > Ward(tau=tau).level(tau), correlation > tau)
+        assert Ward(tau=0).tau_at(Ward(tau=0).level(tau)) == pytest.approx(tau)
     heavy = plain(x)._replace(size_BN1=torch.full((2, 8, 1), 4.0, dtype=torch.float64))
-    torch.testing.assert_close(1 - Ward(tau=0).similarity(heavy), 2 * (1 - cosine), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(Ward(tau=0).similarity(heavy), 4 * similarity, rtol=1e-12, atol=1e-12)
 
 
 def test_ward_merges_late_what_the_class_token_attends_to():
@@ -247,17 +251,18 @@ def test_ward_merges_late_what_the_class_token_attends_to():
     even = Ward(tau=0).similarity(tokens)
     tokens.key_BHND[:, :, 2, 0] = 1e-9  # Looks alike, and is looked at.
     query[:, :, 0, 0] = 3e9
-    closer = Ward(tau=0).similarity(tokens)[0] < even[0]
-    assert closer[:, 0].all()
-    assert not closer[:, 1:].any()
+    closer = Ward(tau=0).similarity(tokens)[0] / even[0]
+    assert (closer[:, 0] > 1).all()
+    torch.testing.assert_close(closer[:, 1:], closer[0, 1].expand(4, 3))  # The others as before, but for the mean.
+    assert closer[0, 1] < 1
 
 
 def test_column_that_is_flat_keeps_all_its_targets():
     similarity = torch.tensor([[[0.95, 0.95, 0.10], [0.95, 0.91, 0.20], [0.95, 0.2, 0.30]]])
-    W = threshold_weights(similarity, tau=0.9)
+    W = threshold_weights(similarity, similarity.amax(1), tau=0.9)
     torch.testing.assert_close(W[0, :, 0], torch.full((3,), 1 / 3))
     assert W[0, :, 1].tolist() == [1, 0, 0]
-    assert W[0, :, 2].tolist() == [0, 0, 0]
+    assert W[0, :, 2].tolist() == [0, 0, 1]  # None above tau: whole to the nearest.
 
 
 @pytest.mark.parametrize("method", [MaMe, Ward])
@@ -283,7 +288,7 @@ def test_ties_go_to_the_lower_index(method):
 @pytest.mark.parametrize("method", [MaMe, Ward])
 def test_what_is_on_the_threshold_does_not_merge(method):
     """A token merges when it is more similar than tau: copies are 1, and 0 is what the orthogonal are."""
-    half = torch.eye(2, dtype=torch.float64)[None]
+    half = torch.tensor([[[1.0, -1, 0, 0], [0, 0, 1, -1]]], dtype=torch.float64)
     x = torch.cat([half, -half], 1)
     assert method(tau=0).plan(plain(x), None).tokens().item() == 4
     assert method(tau=-1e-6).plan(plain(x), None).tokens().item() == 2
@@ -292,7 +297,8 @@ def test_what_is_on_the_threshold_does_not_merge(method):
 def test_plan_of_no_merge_is_the_identity():
     x = torch.randn(2, 9, 5)
     none = torch.zeros(2, 0, dtype=torch.long)
-    plan = make_plan(plain(x, 2), none, none)._replace(largest_norm=True)
+    plan = make_plan(plain(x, 2), none, none)
+    plan.largest_norm = True
     y, size = plan.merge(x, torch.ones(2, 9, 1))
     assert torch.equal(x, y)
     assert (size == 1).all()

@@ -16,7 +16,7 @@ def lengths_as_mask(lengths: tuple[int, ...]) -> torch.Tensor:
 def test_packing_leaves_padding_out_and_unpacking_brings_zeros():
     valid_BN = lengths_as_mask(LENGTHS)
     size_BN1 = torch.arange(1.0, 19).view(3, 6, 1) * valid_BN[..., None]
-    packing = make_packing(valid_BN, attention_bias(size_BN1, valid_BN, prop_attn=True))
+    packing = make_packing(valid_BN, LENGTHS, attention_bias(size_BN1, valid_BN, prop_attn=True))
     x_BNC = torch.randn(3, 6, 4)
     x_1MC = packing.pack(x_BNC)
     assert torch.equal(x_1MC, torch.cat([x[:n] for x, n in zip(x_BNC, LENGTHS, strict=True)])[None])
@@ -55,7 +55,7 @@ def test_samples_that_become_equal_are_packed_no_more():
     size_BN1 = torch.full((2, 5, 1), 2.0, dtype=torch.float64) * valid_BN[..., None]
     bias_B11N = attention_bias(size_BN1, valid_BN, prop_attn=True)
     origin_BN = torch.arange(5).expand(2, 5) + 10
-    packing = make_packing(valid_BN, bias_B11N)
+    packing = make_packing(valid_BN, (5, 4), bias_B11N)
     state = MergeState(0, False, True, size_BN1, origin_BN, valid_BN, bias_B11N, packing)
     x, state = step(state, packing.pack(x_BNC))
     assert state.packing is None

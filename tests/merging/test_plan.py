@@ -6,23 +6,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_tokens import plain, rand
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from mame_lab.merging import ToMe, Ward
-from mame_lab.merging.plan import make_plan, make_soft_plan
-from mame_lab.merging.state import merge_step
+from mame_lab.merging.plan import make_plan, make_soft_plan, plan_of_some
 from mame_lab.merging.tokens import Tokens
 
 
 def test_the_eight_tokens_of_the_docstring():
     tokens, source_BR = plain(torch.randn(1, 8, 4), 1), torch.tensor([[2, 6]])
     hard = make_plan(tokens, source_BR, torch.tensor([[3, 1]]))
-    soft = make_soft_plan(tokens, source_BR, torch.tensor([[[0.5, 0], [0.5, 0], [0, 1], [0, 0]]]))
+    W_BTS = torch.tensor([[[0.5, 0, 0], [0.5, 0, 0], [0, 0, 1], [0, 0, 0]]])
+    soft = make_soft_plan(tokens, hard.layout, W_BTS, torch.tensor([[True, False, True]]))
     assert hard.index_BK.tolist() == soft.index_BK.tolist() == [[0, 1, 3, 4, 5, 7]]
-    assert (hard.row_BN.tolist(), hard.row_BR.tolist()) == ([[0, 1, 2, 2, 3, 4, 1, 5]], [[2, 1]])
+    assert (hard.row_BN.tolist(), hard.row_R.tolist()) == ([[0, 1, 2, 2, 3, 4, 1, 5]], [2, 1])
+    assert hard.source_BR.tolist() == soft.source_BR.tolist() == [[2, 6]]
     assert soft.row_BN.tolist() == [[0, 1, 6, 2, 3, 4, 6, 5]]
-    assert soft.place_BN.tolist() == [[0, 1, 6, 2, 3, 4, 7, 5]]
-    assert soft.row_BT.tolist() == [[1, 2, 4, 5]]
     assert soft.merge(tokens.x_BNC, tokens.size_BN1)[1].flatten().tolist() == [1, 1.5, 1.5, 1, 2, 1]
 
 
@@ -55,8 +52,14 @@ def test_agrees_with_the_loop(assignment, weighted, largest_norm):
     tokens, source_BR, target_BR, lost = assignment
     x_BNC, size_BN1 = tokens.x_BNC, tokens.size_BN1
     weight_BN1 = size_BN1.exp() if weighted else None
-    removed_BR = None if lost is None else torch.arange(source_BR.shape[1]) < torch.tensor(lost)[:, None]
-    plan = make_plan(tokens, source_BR, target_BR, removed_BR, weight_BN1)._replace(largest_norm=largest_norm)
+    if lost is None:
+        plan = make_plan(tokens, source_BR, target_BR, weight_BN1)
+    else:
+        removed_BR = torch.arange(source_BR.shape[1]) < torch.tensor(lost)[:, None]
+        first_B1 = tokens.places()[:, :1]
+        plan = plan_of_some(tokens, source_BR + first_B1, target_BR + first_B1, removed_BR)
+        plan.weight_BN1 = weight_BN1
+    plan.largest_norm = largest_norm
     y_BKC, y_BK1 = plan.merge(x_BNC, size_BN1)
     restored_BNC, matrix_BKN = plan.restore(y_BKC), plan.matrix(x_BNC.dtype)
     for b, x_NC in enumerate(x_BNC):
@@ -106,24 +109,3 @@ def test_many_that_become_one_are_their_mean_in_half_precision(dtype):
     expected_BC = x_BNC[:, 1:].float().mean(1)
     torch.testing.assert_close(y_BKC[:, 1].float(), expected_BC, rtol=torch.finfo(dtype).eps, atol=1e-3)
     assert size_BK1[:, :, 0].tolist() == [[1, 300]] * 2
-
-
-class Operations(TorchDispatchMode):
-    """Counts operations on tensors, views apart."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += not func.is_view and func not in (torch.ops.aten._unsafe_view.default, PROMOTE)
-        return func(*args, **(kwargs or {}))
-
-
-PROMOTE = torch.ops.aten.promote_types.default  # Of types, not of tensors.
-
-
-@pytest.mark.parametrize(("method", "most"), [(ToMe(r=4), 40), (Ward(r=4), 68)], ids=str)
-def test_a_step_is_few_operations(method, most):
-    tokens = plain(torch.randn(2, 21, 8), 1)
-    with torch.no_grad(), Operations() as operations:
-        merge_step(method, tokens, 4)
-    assert operations.count <= most

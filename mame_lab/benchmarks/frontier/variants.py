@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mame_lab.merging import ATC, EViT, Method, ToMe, Ward
+from mame_lab.merging.ward import share
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from mame_lab.merging.tokens import Tokens
@@ -18,38 +21,34 @@ if TYPE_CHECKING:
 
 @dataclass
 class TokenWard(Ward):
-    """By the tokens after attention, normalised, without the keys."""
+    """By the tokens after attention, without the keys."""
 
-    def distance(self, tokens: Tokens) -> Tensor:
-        from mame_lab.merging import matching
-
-        return matching.squared_distance(matching.unit(tokens.x_BNC), tokens)
+    def compared(self, tokens: Tokens) -> Sequence[Tensor]:
+        return super().compared(tokens)[1:]
 
 
 @dataclass
 class KeyWard(Ward):
     """By the keys alone."""
 
-    def distance(self, tokens: Tokens) -> Tensor:
-        from mame_lab.merging import matching
-
-        return matching.squared_distance(tokens.keys(), tokens)
+    def compared(self, tokens: Tokens) -> Sequence[Tensor]:
+        return super().compared(tokens)[:1]
 
 
 @dataclass
-class RootWard(Ward):
-    """A token weighs the square root of its size, whatever attends to it."""
+class AllChannelsWard(Ward):
+    """By all keys and all channels of the tokens."""
 
-    def weight(self, tokens: Tokens) -> Tensor:
-        return tokens.size_BN1.sqrt()
+    def compared(self, tokens: Tokens) -> Sequence[Tensor]:
+        return tokens.keys(), tokens.x_BNC
 
 
 @dataclass
 class SizeWard(Ward):
-    """A token weighs its size: Ward's criterion itself."""
+    """A token weighs its size, whatever attends to it: Ward's criterion itself."""
 
-    def weight(self, tokens: Tokens) -> Tensor:
-        return tokens.size_BN1
+    def repulsion(self, tokens: Tokens) -> Tensor:
+        return tokens.size_BN1.new_full((1, 1, 1), share(tokens))
 
 
 @dataclass
@@ -76,7 +75,7 @@ class EViTEverywhere(EViT):
 VARIANTS: dict[str, type[Method]] = {
     "ward_tokens": TokenWard,
     "ward_keys": KeyWard,
-    "ward_root": RootWard,
+    "ward_all_channels": AllChannelsWard,
     "ward_size": SizeWard,
     "tome_two_thirds": ToMeTwoThirds,
     "atc_everywhere": ATCEverywhere,

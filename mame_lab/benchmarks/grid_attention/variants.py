@@ -120,7 +120,7 @@ def _similarity(x_BNC: Tensor, target_T: Tensor, source_S: Tensor) -> Tensor:
     """Ward's similarity of tokens of size 1 over the whole grid, (B, T, S)."""
     size_BN1 = torch.ones_like(x_BNC[..., :1])
     tokens = Tokens(x_BNC, x_BNC, size_BN1, 0, partition=(target_T, source_S))
-    return ward_similarity(squared_distance(x_BNC, tokens), size_BN1, tokens)
+    return ward_similarity(squared_distance(x_BNC, tokens).neg_(), 1 / size_BN1, tokens)
 
 
 def _places(is_one_N: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from rich import print
 from rich.table import Table
 from torch import Tensor, nn
 
+from mame_lab.benchmarks.merge_steps import MergeSteps
 from mame_lab.benchmarks.throughput.settings import Throughput
 from mame_lab.data.datamodule import ImageData
 from mame_lab.data.files import write_csv
@@ -23,11 +24,6 @@ from mame_lab.measure.cost import gflops
 from mame_lab.measure.precision import converted, prepared
 from mame_lab.measure.table import results_table
 from mame_lab.merging import METHODS, Method
-from mame_lab.merging.method import SequenceMethod
-from mame_lab.merging.plan import MergePlan
-from mame_lab.merging.state import merge_step
-from mame_lab.merging.tokens import Tokens
-from mame_lab.merging.wrapper import MethodWrapper
 from mame_lab.models import apply, is_adaptive, shared_copy
 from mame_lab.models.compilation import check_compiles, compile_models
 
@@ -86,7 +82,7 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
         forwards |= {(name, "compiled"): each for name, each in compiled.items()}
         arms: dict[Any, Callable[[], object]] = {arm: partial(each, images[:batch]) for arm, each in forwards.items()}
         with torch.inference_mode(), trainer.precision_plugin.forward_context():
-            arms |= {(name, "steps"): _merge_steps(model, method, images[:batch]) for name, method in methods.items()}
+            arms |= {(name, "steps"): MergeSteps(model, method, images[:batch]) for name, method in methods.items()}
             limits = {"max_rounds": settings.rounds, "min_rounds": settings.rounds}
             taken = speed.time_interleaved(arms, device, **limits)
         padded = {name: unmerged_gflops / _padded_gflops(each, images[:batch]) for name, each in models.items()}
@@ -109,31 +105,6 @@ def _methods(settings: Throughput) -> Iterator[Method]:
         else:
             for batching in ("per_sample", "packed"):
                 yield METHODS[name](tau=settings.tau, batching=batching, blocks=settings.blocks)
-
-
-def _merge_steps(model: nn.Module, method: Method, images: Tensor) -> Callable[[], None]:
-    """A call that does the merge steps of one forward pass and nothing else."""
-    assert isinstance(method, SequenceMethod)  # `apply` refused others.
-    spy = _Spy(method)
-    apply(shared_copy(model), spy)(images)
-
-    def steps() -> None:
-        for step in spy.steps:
-            merge_step(*step)
-
-    return steps
-
-
-class _Spy(MethodWrapper[SequenceMethod]):
-    """Merges as `base` does, and keeps what each step is given: the method as its block has it, tokens, and r."""
-
-    def __init__(self, base: SequenceMethod) -> None:
-        super().__init__(base)
-        self.steps: list[tuple[SequenceMethod, Tokens, int | None]] = []
-
-    def plan(self, tokens: Tokens, r: int | None) -> MergePlan:
-        self.steps.append((self.base, tokens, r))
-        return super().plan(tokens, r)
 
 
 def table(found: list[ThroughputRow]) -> Table:
