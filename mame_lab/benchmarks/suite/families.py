@@ -43,7 +43,7 @@ class Subject(NamedTuple):
         return torch.stack(images).to(device, dtype)
 
 
-def of_timm(name: str, model: str, size: int, patch: int, depth: int, **options: Any) -> Subject:
+def of_timm(name: str, model: str, size: int, patch: int, depth: int, /, **options: Any) -> Subject:
     def build() -> nn.Module:
         import timm
 
