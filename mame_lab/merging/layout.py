@@ -14,6 +14,9 @@ from torch import Tensor
 
 from mame_lab.merging.tokens import Tokens
 
+# The lengths to which samples are padded on a GPU are multiples of this.
+LENGTH_STEP = 16
+
 
 class Layout(NamedTuple):
     """Which tokens remain, in their order.
@@ -86,7 +89,7 @@ def layout_of_some(tokens: Tokens, source_BS: Tensor, removed_BS: Tensor) -> tup
         lost, lengths = torch.stack([lost_B, tokens.valid_BN.sum(1)]).tolist()
     left = [before - gone for before, gone in zip(lengths, lost, strict=True)]
     chosen_R = removed_BS.flatten().nonzero_static(size=sum(lost))[:, 0]
-    source_R, kept = source_BS.flatten().index_select(0, chosen_R), max(left, default=n)
+    source_R, kept = source_BS.flatten().index_select(0, chosen_R), padded_length(max(left, default=n), n, tokens)
     stays_BN = stays_M.index_fill(0, source_R, False).view(batch, n)
     order_BN = stays_BN.sort(dim=1, descending=True, stable=True).indices
     place_BK = order_BN[:, :kept] + tokens.places()[:, :1]
@@ -94,6 +97,12 @@ def layout_of_some(tokens: Tokens, source_BS: Tensor, removed_BS: Tensor) -> tup
         return Layout(place_BK, source_R, n, tokens.prefix), chosen_R
     valid_BK = tokens.counted()[:kept] < stays_BN.sum(1, keepdim=True)
     return Layout(place_BK, source_R, n, tokens.prefix, valid_BK, tuple(left)), chosen_R
+
+
+def padded_length(longest: int, before: int, tokens: Tokens) -> int:
+    """How many tokens samples are padded to; on a GPU, whose attention plans a kernel for each length, one of few."""
+    step = LENGTH_STEP if tokens.x_BNC.is_cuda else 1
+    return min(-(-longest // step) * step, before)
 
 
 def portable() -> bool:

@@ -173,8 +173,7 @@ class SoftPlan(_Plan):
         (x_BTC, x_BSC), (size_BT1, size_BS1) = self._split(x_BNC), self._split(size_BN1)
         gained_BTS = self.W_BTS * size_BS1.mT
         total_BT1 = size_BT1 + gained_BTS.sum(2, keepdim=True)
-        if self.valid_BK is not None:
-            total_BT1 = total_BT1.clamp(min=torch.finfo(total_BT1.dtype).tiny)  # 0 is padding.
+        total_BT1 = total_BT1.clamp(min=torch.finfo(total_BT1.dtype).tiny)  # That of padding is 0.
         share_BTS, kept_BT1 = (gained_BTS / total_BT1).to(x_BNC.dtype), (size_BT1 / total_BT1).to(x_BNC.dtype)
         y_BTC = torch.baddbmm(x_BTC * kept_BT1, share_BTS, x_BSC)
         place_L, shape = self.layout.place_BK.flatten(), self.layout.place_BK.shape

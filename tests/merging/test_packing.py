@@ -1,9 +1,13 @@
 """Samples of different length in one sequence: where their tokens lie, and when they do."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from made_tokens import plain
 
-from mame_lab.merging import Ward
+from mame_lab.merging import Ward, layout
+from mame_lab.merging.layout import padded_length
 from mame_lab.merging.state import MergeState, attention_bias, make_packing
 
 LENGTHS = (3, 6, 1)
@@ -79,3 +83,24 @@ def test_bias_of_padding_hides_it_whatever_its_size(prop_attn):
         assert torch.equal(without, bias_B11N[1:])
         bias_B11N.exp().sum().backward()
         assert size_BN1.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("longest", "before", "on_gpu"), [(5, 99, 16), (16, 99, 16), (17, 99, 32), (97, 99, 99)])
+def test_a_gpu_meets_few_lengths(longest, before, on_gpu):
+    tokens = plain(torch.zeros(1, 1, 1))
+    assert padded_length(longest, before, tokens) == longest
+    on_cuda = tokens._replace(x_BNC=SimpleNamespace(is_cuda=True))
+    assert padded_length(longest, before, on_cuda) == on_gpu
+
+
+def test_padding_beyond_the_longest_changes_nothing(monkeypatch):
+    x = scattered((2, 5, 0))
+    y, state = step(MergeState(0), x)
+    monkeypatch.setattr(layout, "padded_length", lambda longest, before, tokens: before)
+    longer, longer_state = step(MergeState(0), x[:2])
+    assert longer.shape[1] == 12
+    assert longer_state.valid_BN.sum(1).tolist() == [10, 7]
+    for b, kept in enumerate((10, 7)):
+        assert torch.equal(longer[b, :kept], y[b, :kept])
+        assert torch.equal(longer_state.size_BN1[b, :kept], state.size_BN1[b, :kept])
+    assert (longer_state.size_BN1[0, 10:] == 0).all()

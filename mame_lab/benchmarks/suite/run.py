@@ -38,7 +38,7 @@ class Item(NamedTuple):
 def run(settings: Suite, model: None, method: Method, data: None, trainer: None, folder: Path) -> None:
     """Time everything; write suite.csv, suite.json, suite.md and suite.png."""
     end = monotonic() + 60 * settings.minutes
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     small = device.type == "cpu" if settings.small is None else settings.small
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     machine = Machine(device, dtype, copy_gb_per_s(device), 60 * settings.minutes * SHARE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import cycle
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -27,6 +28,16 @@ BUDGETED = "ward", "mame", "tome"
 ADAPTIVE_COST, SOLVED_ON = 0.6, 16
 # The share of the tokens that merging in a U-Net removes.
 UNET_R = 0.5
+
+
+class InTurns:
+    """Calls a model on a batch, on its mirror images, and so on: thresholds then remove other numbers of tokens."""
+
+    def __init__(self, model: nn.Module, x: Tensor) -> None:
+        self.model, self.batches = model, cycle((x, x.flip(-1), x.flip(-2)))
+
+    def __call__(self) -> object:
+        return self.model(next(self.batches))
 
 
 class Machine(NamedTuple):
@@ -78,11 +89,10 @@ def _rows(
         models = {name: shared_copy(each) for name, each in models.items()}
         compile_models(*models.values(), graphs=machine.device.type == "cuda")
     with torch.inference_mode():
-        arms = {name: partial(each, x) for name, each in models.items()}
+        arms = {name: InTurns(each, x) for name, each in models.items()}
         taken = machine.time(arms)
-        memory = {
-            name: None if what == "compiled" else peak_memory_mb(arm, machine.device) for name, arm in arms.items()
-        }
+        measured = {} if what == "compiled" else arms
+        memory = {name: peak_memory_mb(arm, machine.device) for name, arm in measured.items()}
     for name, seconds in taken.items():
         ratios = speed.speedup(seconds, taken[UNMERGED]), cost[UNMERGED] / cost[name]
         yield SuiteRow(subject.name, len(x), what, name, 1e3 * median(seconds), *ratios, memory.get(name))
