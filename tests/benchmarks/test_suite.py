@@ -74,7 +74,7 @@ def test_each_row_is_written_as_it_comes_and_a_fault_leaves_the_others(tmp_path,
 
 def test_the_most_important_comes_first_on_a_gpu_and_all_families_come():
     names = [item.name for item in suite.items(small=False)]
-    assert names[0] == "ViT-B/16 224, batch 64"
+    assert names[0] == "ViT-B/16 224, batch 64, forward"
     assert {name.split(",")[0] for name in names} == {
         "ViT-B/16 224", "SD 2.1 U-Net", "ViT-L/16 384", "SigLIP2-B/16 512", "DINOv2-B/14 518", "VideoMAE-L",
     }  # fmt: skip

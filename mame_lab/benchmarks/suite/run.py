@@ -15,7 +15,7 @@ from mame_lab.benchmarks.merge_steps import copy_gb_per_s
 from mame_lab.benchmarks.suite import families
 from mame_lab.benchmarks.suite.rows import Rows, SuiteRow, markdown, write_json
 from mame_lab.benchmarks.suite.settings import Suite
-from mame_lab.benchmarks.suite.timing import Machine, adaptive, denoising, forward, training
+from mame_lab.benchmarks.suite.timing import Machine, adaptive, denoising, forward, forward_compiled, training
 from mame_lab.measure.conditions import gather_conditions
 from mame_lab.merging import Method
 
@@ -58,38 +58,32 @@ def run(settings: Suite, model: None, method: Method, data: None, trainer: None,
 
 
 def items(small: bool) -> Iterator[Item]:
-    """What is timed, the most important first."""
+    """What is timed, the most important first; on a CPU what has to be compiled last, for that takes minutes."""
     if small:
-        yield from _transformers([families.VIT_TI, families.VIT_TI_384], (8, 1))
-        yield from _unets("small U-Net", (64, 128, 128, 128), (4, 8, 8, 8), 64, (64,))
-        yield from _transformers([families.DINOV2_S, families.VIDEOMAE_TI], (1,), compiled=False)
+        vit = families.VIT_TI
+        yield from (_of(forward, vit, 8), _of(adaptive, vit, 8), _of(training, vit, 8), _of(forward, vit, 1))
+        yield _unet("small U-Net", (64, 128, 128, 128), (4, 8, 8, 8), 64, 64)
+        yield from (_of(forward, each, 1) for each in (families.VIT_TI_384, families.DINOV2_S, families.VIDEOMAE_TI))
+        yield from (_of(forward_compiled, vit, batch) for batch in (8, 1))
         return
-    yield from _transformers([families.VIT_B], (64, 256, 1, 8))
-    yield from _unets("SD 2.1 U-Net", (320, 640, 1280, 1280), (5, 10, 20, 20), 1024, (96, 64, 128))
-    yield from _transformers([families.VIT_L], (1, 64))
-    yield from _transformers([families.SIGLIP, families.DINOV2, families.VIDEOMAE], (8, 64), compiled=False)
+    vit, large = families.VIT_B, families.VIT_L
+    yield from (_of(forward, vit, 64), _of(adaptive, vit, 64), _of(forward_compiled, vit, 64), _of(forward, vit, 256))
+    yield _of(forward, vit, 1)
+    yield from (_unet("SD 2.1 U-Net", (320, 640, 1280, 1280), (5, 10, 20, 20), 1024, side) for side in (96, 64, 128))
+    yield from (_of(forward_compiled, vit, 1), _of(forward, large, 1), _of(forward_compiled, large, 1))
+    yield from (_of(training, vit, 64), _of(forward_compiled, vit, 256), _of(forward, large, 64), _of(forward, vit, 8))
+    for each in (families.SIGLIP, families.DINOV2, families.VIDEOMAE):
+        yield from (_of(forward, each, batch) for batch in (8, 64))
+    yield _of(forward_compiled, vit, 8)
 
 
-def _transformers(subjects: list[families.Subject], batches: tuple[int, ...], compiled: bool = True) -> Iterator[Item]:
-    for subject in subjects:
-        for batch in batches:
-            named = f"{subject.name}, batch {batch}"
-            yield Item(named, partial(forward, subject=subject, batch=batch))
-            if compiled:
-                yield Item(f"{named}, compiled", partial(forward, subject=subject, batch=batch, compiled=True))
-            if batch == batches[0] and compiled:
-                yield Item(f"{named}, adaptive", partial(adaptive, subject=subject, batch=batch))
-                yield Item(f"{named}, training", partial(training, subject=subject, batch=batch))
+def _of(rows: Callable[..., Iterator[SuiteRow]], subject: families.Subject, batch: int) -> Item:
+    return Item(f"{subject.name}, batch {batch}, {rows.__name__}", partial(rows, subject=subject, batch=batch))
 
 
-def _unets(
-    name: str, channels: tuple[int, ...], heads: tuple[int, ...], text: int, sides: tuple[int, ...]
-) -> Iterator[Item]:
+def _unet(name: str, channels: tuple[int, ...], heads: tuple[int, ...], text: int, side: int) -> Item:
     build = partial(families.unet, channels, heads, text)
-    for side in sides:
-        yield Item(
-            f"{name}, {side} x {side}", partial(denoising, name=name, build=build, text_channels=text, side=side)
-        )
+    return Item(f"{name}, {side} x {side}", partial(denoising, name=name, build=build, text_channels=text, side=side))
 
 
 def _time(item: Item, machine: Machine, rows: Rows, end: float) -> str | None:

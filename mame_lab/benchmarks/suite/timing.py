@@ -61,13 +61,21 @@ class Machine(NamedTuple):
         return model.eval().to(self.device, self.dtype)
 
 
-def forward(machine: Machine, subject: Subject, batch: int, compiled: bool = False) -> Iterator[SuiteRow]:
+def forward(machine: Machine, subject: Subject, batch: int) -> Iterator[SuiteRow]:
     """The unmerged model and each method with the same budget; and the merge steps alone."""
     model, x = machine.place(subject.build()), subject.inputs(batch, machine.device, machine.dtype)
-    methods = {name: METHODS[name](r=subject.r, blocks=subject.depth) for name in BUDGETED}
-    yield from _rows(machine, subject, model, methods, x, "compiled" if compiled else "forward")
-    if not compiled:
-        yield from merge_steps(machine, subject, model, methods, x)
+    yield from _rows(machine, subject, model, _budgets(subject), x, "forward")
+    yield from merge_steps(machine, subject, model, _budgets(subject), x)
+
+
+def forward_compiled(machine: Machine, subject: Subject, batch: int) -> Iterator[SuiteRow]:
+    """The same through torch.compile, on a GPU with CUDA graphs."""
+    model, x = machine.place(subject.build()), subject.inputs(batch, machine.device, machine.dtype)
+    yield from _rows(machine, subject, model, _budgets(subject), x, "compiled")
+
+
+def _budgets(subject: Subject) -> dict[str, Method]:
+    return {name: METHODS[name](r=subject.r, blocks=subject.depth) for name in BUDGETED}
 
 
 def adaptive(machine: Machine, subject: Subject, batch: int) -> Iterator[SuiteRow]:
