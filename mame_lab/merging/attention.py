@@ -109,7 +109,8 @@ def _varlen_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     channels = q_1HMD.shape[-1]
-    ends = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32).to(q_1HMD.device, non_blocking=True)
+    ends = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32, pin_memory=True)
+    ends = ends.to(q_1HMD.device, non_blocking=True)
     q_MHD, k_MHD, v_MHD = with_bias(q_1HMD, k_1HMD, v_1HMD, bias_M)
     y_MHD = varlen_attn(q_MHD, k_MHD, v_MHD, ends, ends, max(lengths), max(lengths), scale=channels**-0.5)
     assert isinstance(y_MHD, Tensor)
