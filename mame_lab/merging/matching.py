@@ -100,7 +100,7 @@ def threshold_weights(similarity_BTS: Tensor, best_BS: Tensor, tau: float) -> Te
     an entry above `tau` keeps what equals its largest one, `best_BS`.
     """
     precision = torch.finfo(best_BS.dtype)
-    least_BS = (best_BS - precision.eps**0.75).clamp(-2, tau)
+    least_BS = (best_BS - precision.eps**0.75).clamp(-2.0, float(tau))
     V_BTS = (similarity_BTS - least_BS[:, None]).relu()
     mean_B1S = V_BTS.sum(1, keepdim=True) / V_BTS.count_nonzero(1)[:, None].clamp(min=1)
     W_BTS = torch.sub(V_BTS, mean_B1S, alpha=1 - MEAN_TOLERANCE).relu()

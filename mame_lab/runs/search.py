@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import rich
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 
@@ -82,6 +81,8 @@ class Search(Sweep):
         best = sorted(study.best_trials, key=lambda trial: trial.values)
         if not best:
             raise MameLabError(f"no run came to its end: see {self.folder}")
+        import rich
+
         rich.print(self._table(best, space))
         return best
 

@@ -81,7 +81,11 @@ def test_the_most_important_comes_first_on_a_gpu_and_all_families_come():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("subject", [families.VIT_B, families.SIGLIP, families.DINOV2, families.VIDEOMAE], ids=str)
+@pytest.mark.parametrize(
+    "subject",
+    [families.VIT_B, families.SIGLIP, families.DINOV2, families.VIDEOMAE],
+    ids=lambda subject: subject.name,
+)
 def test_the_models_are_those_that_they_are_called(subject):
     model = subject.build()
     depth = sum(isinstance(module, nn.ModuleList) and len(module) == subject.depth for module in model.modules())
