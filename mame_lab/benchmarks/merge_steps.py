@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import torch
 from torch import Tensor, nn
 
+from mame_lab.measure import speed
 from mame_lab.merging.method import Method, SequenceMethod
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.state import merge_step
@@ -61,8 +64,6 @@ class _Spy(MethodWrapper[SequenceMethod]):
 
 def copy_gb_per_s(device: torch.device) -> float:
     """The memory bandwidth that a copy of 256 MB reaches, reading and writing counted."""
-    from mame_lab.measure import speed
-
     x = torch.empty(1 << 26, device=device)
     taken = speed.time_interleaved({"copy": x.clone}, device, max_rounds=10)["copy"]
-    return 2 * x.nbytes / sorted(taken)[len(taken) // 2] / 1e9
+    return 2 * x.nbytes / median(taken) / 1e9

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 # The share of the patch tokens that remain at the end where nothing says how many.
 KEPT = 1 / 3
-
-
 # The least channels of the tokens that are compared.
 FEWEST_CHANNELS = 64
 

@@ -61,6 +61,14 @@ def test_a_step_is_few_operations(method, most):
     assert len(operations.names) <= most, operations.names
 
 
+@pytest.mark.parametrize(("method", "most"), [(Ward(tau=0.2), 49), (MaMe(tau=0.1), 49)], ids=str)
+def test_a_step_by_threshold_of_padded_samples_is_more(method, most):
+    given = tokens(padded=True)
+    with torch.no_grad(), Operations() as operations:
+        merge_step(method, given, None)
+    assert len(operations.names) <= most, operations.names
+
+
 @pytest.mark.parametrize(("method", "most"), [(Ward(tau=0.2), 35), (MaMe(tau=0.1), 41)], ids=str)
 def test_a_step_by_threshold_of_one_sample_is_fewer(method, most):
     given = tokens(batch=1)

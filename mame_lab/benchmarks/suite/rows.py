@@ -1,4 +1,7 @@
-"""The rows of the suite, as files that are complete after every row."""
+"""The rows of the suite, as files that are complete after every row.
+
+python -m mame_lab.benchmarks.suite.rows suite.csv     prints them as Markdown
+"""
 
 from __future__ import annotations
 
@@ -80,10 +83,7 @@ def markdown(found: Iterable[SuiteRow]) -> str:
 
 
 def read(path: Path) -> list[SuiteRow]:
-    """The rows of a suite.csv.
-
-    python -m mame_lab.benchmarks.suite.rows suite.csv     prints them as Markdown
-    """
+    """The rows of a suite.csv."""
     with path.open(newline="") as file:
         return [_row(cells) for cells in csv.DictReader(file)]
 
