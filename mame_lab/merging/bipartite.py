@@ -34,7 +34,7 @@ class Bipartite(SequenceMethod):
 
         from mame_lab.merging import matching
         from mame_lab.merging import plan as plans
-        from mame_lab.merging.layout import layout_of_some, layout_without
+        from mame_lab.merging.layout import choose, layout_of_some, layout_without
 
         similarity_BTS = matching.without_padding(self.similarity(tokens), tokens)
         best_BS, nearest_BS = similarity_BTS.max(1)  # On a CPU 2 to 4 times faster than argmax.
@@ -44,7 +44,8 @@ class Bipartite(SequenceMethod):
             removed_BS = self.removed(best_BS)
             if W_BTS is None:
                 return plans.plan_of_some(tokens, source_BS, target_BT.gather(1, nearest_BS), removed_BS)
-            layout, _ = layout_of_some(tokens, source_BS, removed_BS)
+            chosen_R, lost = choose(removed_BS)
+            layout = layout_of_some(tokens, source_BS.flatten().index_select(0, chosen_R), lost)
             return plans.make_soft_plan(tokens, layout, W_BTS, removed_BS)
         order_BR = matching.highest(best_BS, r)
         source_BR = source_BS.gather(1, order_BR)

@@ -7,6 +7,7 @@ row k after the step is b K + k.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,12 +23,13 @@ class Layout(NamedTuple):
     """Which tokens remain, in their order.
 
     Attributes:
-        place_BK: the place of the token that each one after the step continues; of a removed one where it is padding.
+        place_BK: the place of the token that each one after the step continues, in ascending order; where it is
+            padding, that of padding before the step or of the last token of its sample.
         source_R: the places of the tokens that are removed.
         tokens: N.
         prefix: tokens at the front that never merge.
         valid_BK: False where a token after the step is padding; None: no padding.
-        lengths: the tokens of each sample after the step, where they differ.
+        lengths: the tokens of each sample after the step, where they differ; of a budget None.
     """
 
     place_BK: Tensor
@@ -43,14 +45,14 @@ class Layout(NamedTuple):
         row_L = torch.arange(batch * kept, device=self.place_BK.device)
         row_L = row_L if self.valid_BK is None else row_L.where(self.valid_BK.flatten(), batch * kept)
         row_M = row_L.new_full((batch * self.tokens,), batch * kept)
-        return row_M.index_copy_(0, self.place_BK.flatten(), row_L).index_fill_(0, self.source_R, batch * kept)
+        row_M.scatter_reduce_(0, self.place_BK.flatten(), row_L, "amin")  # Padding may share a token's place.
+        return row_M.index_fill_(0, self.source_R, batch * kept)
 
     def rows_of(self, target_R: Tensor, numbers: Tensor) -> Tensor:
         """The rows of places that remain; `numbers` count from 0 to L at least."""
         place_L = self.place_BK.flatten()
-        if self.valid_BK is None and not portable():
+        if not portable():
             return torch.searchsorted(place_L, target_R)
-        # Padding is out of order.
         row_M = place_L.new_empty(self.place_BK.shape[0] * self.tokens).index_copy_(
             0, place_L, numbers[: place_L.shape[0]]
         )
@@ -79,24 +81,26 @@ def layout_without(tokens: Tokens, source_BR: Tensor) -> Layout:
     return Layout(place_L.view(batch, kept), source_R, n, tokens.prefix, valid_BK)
 
 
-def layout_of_some(tokens: Tokens, source_BS: Tensor, removed_BS: Tensor) -> tuple[Layout, Tensor]:
-    """The layout after the step in which samples lose some of their sources, and which of the B * S these are."""
+def choose(removed_BS: Tensor) -> tuple[Tensor, list[int]]:
+    """Which of the B * S sources are removed, and how many of each sample. One synchronisation with the device."""
+    lost = removed_BS.sum(1).tolist()
+    return removed_BS.flatten().nonzero_static(size=sum(lost))[:, 0], lost
+
+
+def layout_of_some(tokens: Tokens, source_R: Tensor, lost: Sequence[int]) -> Layout:
+    """The layout after the step in which each sample loses so many tokens, those at R places of all."""
     batch, n = tokens.x_BNC.shape[:2]
-    stays_M, lost_B = tokens.real().flatten(), removed_BS.sum(1)
-    if tokens.valid_BN is None:
-        lost, lengths = lost_B.tolist(), [n] * batch
-    else:
-        lost, lengths = torch.stack([lost_B, tokens.valid_BN.sum(1)]).tolist()
-    left = [before - gone for before, gone in zip(lengths, lost, strict=True)]
-    chosen_R = removed_BS.flatten().nonzero_static(size=sum(lost))[:, 0]
-    source_R, kept = source_BS.flatten().index_select(0, chosen_R), padded_length(max(left, default=n), n, tokens)
-    stays_BN = stays_M.index_fill(0, source_R, False).view(batch, n)
-    order_BN = stays_BN.sort(dim=1, descending=True, stable=True).indices
-    place_BK = order_BN[:, :kept] + tokens.places()[:, :1]
+    left = [before - gone for before, gone in zip(tokens.lengths(), lost, strict=True)]
+    longest = max(left, default=n)
+    kept, nowhere = padded_length(longest, n, tokens), batch * n
+    place_BN = tokens.places()
+    if tokens.valid_BN is not None:
+        place_BN = place_BN.where(tokens.valid_BN, nowhere)
+    place_BK = place_BN.flatten().index_fill(0, source_R, nowhere).view(batch, n).sort(1).values[:, :kept]
     if min(left, default=n) == kept:
-        return Layout(place_BK, source_R, n, tokens.prefix), chosen_R
-    valid_BK = tokens.counted()[:kept] < stays_BN.sum(1, keepdim=True)
-    return Layout(place_BK, source_R, n, tokens.prefix, valid_BK, tuple(left)), chosen_R
+        return Layout(place_BK.contiguous(), source_R, n, tokens.prefix)
+    last_B1 = tokens.places()[:, -1:]
+    return Layout(place_BK.minimum(last_B1), source_R, n, tokens.prefix, place_BK < nowhere, tuple(left))
 
 
 def padded_length(longest: int, before: int, tokens: Tokens) -> int:

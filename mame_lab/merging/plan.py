@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from mame_lab.merging.layout import Layout, layout_of_some, layout_without
+from mame_lab.merging.layout import Layout, choose, layout_of_some, layout_without
 from mame_lab.merging.tokens import Tokens
 
 
@@ -243,8 +243,9 @@ def plan_of_some(tokens: Tokens, source_BS: Tensor, target_BS: Tensor, removed_B
 
     Padding is not removed.
     """
-    layout, chosen_R = layout_of_some(tokens, source_BS, removed_BS)
-    target_R = target_BS.flatten().index_select(0, chosen_R)
+    chosen_R, lost = choose(removed_BS)
+    source_R, target_R = torch.stack((source_BS, target_BS)).flatten(1).index_select(1, chosen_R)
+    layout = layout_of_some(tokens, source_R, lost)
     return HardPlan(layout, target_R, layout.rows_of(target_R, tokens.counted()), tokens.valid_BN is None)
 
 

@@ -57,6 +57,7 @@ class MergeState(NamedTuple):
         packing: the layout of the tokens where they are packed; sizes, origins and bias always lie padded.
         numbers: 0, 1, 2, ... from which every step takes its places.
         plans: the steps so far.
+        real: how many tokens of each sample are no padding, where that is known.
     """
 
     prefix: int
@@ -69,6 +70,7 @@ class MergeState(NamedTuple):
     packing: Packing | None = None
     numbers: Tensor | None = None
     plans: tuple[MergePlan, ...] = ()
+    real: tuple[int, ...] | None = None
 
     def merge(
         self, method: SequenceMethod, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None, r: int | None
@@ -113,6 +115,7 @@ class MergeState(NamedTuple):
             packing=packing,
             numbers=tokens.numbers,
             plans=plans,
+            real=plan.layout.lengths,
         )
 
     @property
@@ -159,9 +162,8 @@ class MergeState(NamedTuple):
             if self.numbers is not None
             else torch.arange(x_BNC.shape[0] * x_BNC.shape[1] + 1, device=x_BNC.device)
         )
-        tokens = Tokens(
-            x_BNC, input_BNC, size_BN1, self.prefix, self.valid_BN, bias_B11N=self.bias_B11N, numbers=numbers
-        )
+        tokens = Tokens(x_BNC, input_BNC, size_BN1, self.prefix, self.valid_BN, bias_B11N=self.bias_B11N)
+        tokens = tokens._replace(numbers=numbers, real=self.real)
         if attention is None or not method.needs:
             return tokens
         call = attention.calls[0]

@@ -3,6 +3,7 @@
 B batch, N tokens, P patch tokens, C channels, H heads, D channels of a head, T targets, S sources.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ class Tokens(NamedTuple):
         partition: the places (T,) of the targets and (S,) of the sources; None: patch tokens at even and at odd places.
         windows: how many successive samples are windows of one grid.
         numbers: 0, 1, 2, ... up to B N at least; None: made when needed.
+        real: how many tokens of each sample are no padding; None: counted when needed.
     """
 
     x_BNC: Tensor
@@ -39,6 +41,7 @@ class Tokens(NamedTuple):
     partition: tuple[Tensor, Tensor] | None = None
     windows: int = 1
     numbers: Tensor | None = None
+    real: tuple[int, ...] | None = None
 
     def split(self, y_BNC: Tensor) -> tuple[Tensor, Tensor]:
         """The targets (B, T, ...) and the sources (B, S, ...) of something of all tokens (B, N, ...)."""
@@ -61,11 +64,11 @@ class Tokens(NamedTuple):
             return self.numbers
         return torch.arange(self.x_BNC.shape[0] * self.x_BNC.shape[1] + 1, device=self.x_BNC.device)
 
-    def real(self) -> Tensor:
-        """False where a token is padding: (B, N)."""
-        if self.valid_BN is not None:
-            return self.valid_BN
-        return self.x_BNC.new_ones(self.x_BNC.shape[:2], dtype=torch.bool)
+    def lengths(self) -> Sequence[int]:
+        """How many tokens of each sample are no padding."""
+        if self.valid_BN is None:
+            return [self.x_BNC.shape[1]] * self.x_BNC.shape[0]
+        return self.valid_BN.sum(1).tolist() if self.real is None else self.real
 
     def mean(self, y_BNC: Tensor) -> Tensor:
         """Mean over the patch tokens of every sample, or of the grid that it is a window of; padding does not count.

@@ -37,8 +37,9 @@ def tokens(padded: bool = False, channels: int = 64, batch: int = 3) -> Tokens:
     qkv_3BHND = torch.randn(batch, 41, 3, 4, channels // 4, generator=generator).permute(2, 0, 3, 1, 4)
     valid_BN = torch.arange(41) < torch.tensor([41, 38, 40][:batch])[:, None]
     size_BN1 = (1 + torch.arange(41.0) % 3).expand(batch, 41)[..., None] * (valid_BN[..., None] if padded else 1)
+    real = (41, 38, 40)[:batch] if padded else None
     bias_B11N, numbers = size_BN1.log().mT[:, None], torch.arange(batch * 41 + 1)
-    looks = {"key_BHND": qkv_3BHND[1], "query_BHND": qkv_3BHND[0], "scale": 0.25, "bias_B11N": bias_B11N}
+    looks = {"key_BHND": qkv_3BHND[1], "query_BHND": qkv_3BHND[0], "scale": 0.25, "bias_B11N": bias_B11N, "real": real}
     return Tokens(x_BNC, x_BNC, size_BN1, 1, valid_BN if padded else None, **looks, numbers=numbers)
 
 
@@ -49,8 +50,8 @@ def tokens(padded: bool = False, channels: int = 64, batch: int = 3) -> Tokens:
         (ToMe(r=4), 30),
         (MaMe(r=4), 30),
         (MaMe(r=4, tau=0.1), 40),
-        (Ward(tau=0.2), 40),  # Samples become uneven.
-        (MaMe(tau=0.1), 45),
+        (Ward(tau=0.2), 35),  # Samples become uneven.
+        (MaMe(tau=0.1), 42),
     ],
     ids=str,
 )
@@ -61,7 +62,7 @@ def test_a_step_is_few_operations(method, most):
     assert len(operations.names) <= most, operations.names
 
 
-@pytest.mark.parametrize(("method", "most"), [(Ward(tau=0.2), 49), (MaMe(tau=0.1), 49)], ids=str)
+@pytest.mark.parametrize(("method", "most"), [(Ward(tau=0.2), 45), (MaMe(tau=0.1), 47)], ids=str)
 def test_a_step_by_threshold_of_padded_samples_is_more(method, most):
     given = tokens(padded=True)
     with torch.no_grad(), Operations() as operations:
@@ -69,7 +70,7 @@ def test_a_step_by_threshold_of_padded_samples_is_more(method, most):
     assert len(operations.names) <= most, operations.names
 
 
-@pytest.mark.parametrize(("method", "most"), [(Ward(tau=0.2), 35), (MaMe(tau=0.1), 41)], ids=str)
+@pytest.mark.parametrize(("method", "most"), [(Ward(tau=0.2), 32), (MaMe(tau=0.1), 38)], ids=str)
 def test_a_step_by_threshold_of_one_sample_is_fewer(method, most):
     given = tokens(batch=1)
     with torch.no_grad(), Operations() as operations:
