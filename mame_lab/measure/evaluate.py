@@ -53,7 +53,7 @@ def evaluate(
     images, labels = (converted(tensor, trainer) for tensor in data.sample(speeds.batch_size))
     models = {name: each.to(device) for name, each in models.items()}
     if settings.compile:
-        compile_models(*models.values())
+        compile_models(*models.values(), graphs=True)
     batch = images[: data.dataset.batch_size], labels[: data.dataset.batch_size]
     training, train_speedup = _training(models, batch, training_loss, trainer, speeds)
     forwards = {name: _forward(each.eval(), images) for name, each in models.items()}

@@ -88,19 +88,19 @@ def packed_attention(
     )
 
 
-def with_bias(q_1HMD: Tensor, k_1HMD: Tensor, v_1HMD: Tensor, bias_M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k and v of 8 more channels, by which the bias of the keys enters their product; v gets zeros.
+def with_bias(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, bias_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v (B, N, H, D + 8): by 8 more channels the bias of the keys enters their product; v gets zeros.
 
     Ones in q meet the bias over the scale in k, in two parts whose sum is exact to twice the precision of the tokens.
     """
-    channels = q_1HMD.shape[-1]
-    q_MHD, k_MHD, v_MHD = (F.pad(tensor[0].transpose(0, 1), (0, 8)) for tensor in (q_1HMD, k_1HMD, v_1HMD))
-    bias_M = math.sqrt(channels) * bias_M.to(torch.promote_types(bias_M.dtype, torch.float32))
-    coarse_M = bias_M.to(k_MHD.dtype)
-    q_MHD[..., channels : channels + 2] = 1
-    k_MHD[..., channels] = coarse_M[:, None]
-    k_MHD[..., channels + 1] = (bias_M - coarse_M).to(k_MHD.dtype)[:, None]
-    return q_MHD, k_MHD, v_MHD
+    channels = q_BHND.shape[-1]
+    q_BNHD, k_BNHD, v_BNHD = (F.pad(tensor.transpose(1, 2), (0, 8)) for tensor in (q_BHND, k_BHND, v_BHND))
+    bias_BN1 = math.sqrt(channels) * bias_BN.to(torch.promote_types(bias_BN.dtype, torch.float32))[..., None]
+    coarse_BN1 = bias_BN1.to(k_BNHD.dtype)
+    q_BNHD[..., channels : channels + 2] = 1
+    k_BNHD[..., channels] = coarse_BN1
+    k_BNHD[..., channels + 1] = (bias_BN1 - coarse_BN1).to(k_BNHD.dtype)
+    return q_BNHD, k_BNHD, v_BNHD
 
 
 def _varlen_attention(
@@ -111,7 +111,7 @@ def _varlen_attention(
     channels = q_1HMD.shape[-1]
     ends = torch.tensor((0, *accumulate(lengths)), dtype=torch.int32, pin_memory=True)
     ends = ends.to(q_1HMD.device, non_blocking=True)
-    q_MHD, k_MHD, v_MHD = with_bias(q_1HMD, k_1HMD, v_1HMD, bias_M)
+    q_MHD, k_MHD, v_MHD = (tensor[0] for tensor in with_bias(q_1HMD, k_1HMD, v_1HMD, bias_M[None]))
     y_MHD = varlen_attn(q_MHD, k_MHD, v_MHD, ends, ends, max(lengths), max(lengths), scale=channels**-0.5)
     assert isinstance(y_MHD, Tensor)
     return y_MHD[..., :channels].transpose(0, 1)[None]

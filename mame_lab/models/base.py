@@ -223,4 +223,5 @@ def _change(model: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]]
     parts = [module for module in model.modules() if type(module) in classes]
     check_forwards(model, parts)
     for part in parts:
+        vars(part).pop("halves", None)
         become(part, classes[type(part)])

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from mame_lab.errors import MameLabError
+from mame_lab.models.merging_transformer import MergingBlock
 
 log = logging.getLogger(__name__)
 
 
 def check_compiles(model: nn.Module, device: torch.device | str, key: str = "compile") -> None:
-    """Raise MameLabError where a model does not compile into one graph, or torch.compile does not work on a device.
+    """Raise MameLabError where a model does not compile, or torch.compile does not work on a device.
 
     Args:
         model: as it is to be compiled.
@@ -21,15 +22,10 @@ def check_compiles(model: nn.Module, device: torch.device | str, key: str = "com
         key: what asks for it.
     """
     method = vars(model).get("method")
-    if method is not None and method.is_adaptive:
+    if method is not None and method.packed:
         raise MameLabError(
-            f"{key}=true needs a budget: mame={method.method} without mame.r lets the images decide how many tokens "
-            f"are removed, so that it compiles to dozens of graphs; set mame.r or {key}=false"
-        )
-    if method is not None and "graph" in method.gives_up:
-        raise MameLabError(
-            f"{key}=true and mame={method.method} exclude each other, for that does not compile into one graph: take "
-            f"another method or set {key}=false"
+            f"{key}=true and mame.batching=packed exclude each other, for packed attention would be compiled anew for "
+            f"the lengths of every batch: take mame.batching=per_sample or set {key}=false"
         )
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
@@ -42,14 +38,22 @@ def check_compiles(model: nn.Module, device: torch.device | str, key: str = "com
 
 
 def compile_models(*models: nn.Module, graphs: bool = False) -> None:
-    """Let models run through torch.compile: in place, as one graph for each batch size and mode that they meet.
+    """Let models run through torch.compile, in place.
 
-    With `graphs` a GPU records its kernels and replays them (CUDA graphs): the outputs of a call hold until the next.
+    With a budget as one graph for each batch size and mode that they meet; with `graphs` a GPU records its kernels and
+    replays them (CUDA graphs): the outputs of a call hold until the next. Where the images decide how many tokens are
+    removed, the merge steps run eagerly, and the blocks share the few graphs of what lies between, for all lengths.
 
     Parameters and their names stay as they are; copies of a model are not compiled. What the process compiled before is
     forgotten, so that the jobs of a sweep do not together exceed PyTorch's limit on compilations.
     """
     torch.compiler.reset()
     for model in models:
-        model.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
+        method = vars(model).get("method")
+        if method is None or not (method.is_adaptive or "graph" in method.gives_up):
+            model.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
+            continue
+        for block in model.modules():
+            if isinstance(block, MergingBlock):
+                block.compile_halves()
     log.info("compile=true: the first batch of each size takes long, up to minutes on a CPU")

@@ -9,8 +9,10 @@ B batch, N tokens, K tokens that remain after merging (in logits: classes), C ch
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from mame_lab.merging.method import SequenceMethod
@@ -27,9 +29,11 @@ class MergingBlock(Unscripted, nn.Module):
 
     Attributes:
         takes_mask: whether its attention takes a mask; otherwise PyTorch's attention within is given it.
+        halves: `attend` and `transform` as they are called, where they are compiled.
     """
 
     takes_mask: ClassVar[bool] = True
+    halves: tuple[Callable[..., Tensor], Callable[..., Tensor]] | None = None
 
     @abstractmethod
     def normalized(self, x_BNC: Tensor) -> Tensor:
@@ -47,11 +51,20 @@ class MergingBlock(Unscripted, nn.Module):
     def forward(
         self, x_BNC: Tensor, state: MergeState, method: SequenceMethod, r: int | None, positions: Any
     ) -> tuple[Tensor, MergeState]:
+        attend, transform = self.halves or (self.attend, self.transform)
         input_BNC = self.normalized(x_BNC)
         with state.attention(bool(method.needs), None if self.takes_mask else state.mask_B11N) as attention:
-            x_BNC = self.attend(x_BNC, input_BNC, state.mask_B11N, positions)
+            x_BNC = attend(x_BNC, input_BNC, state.mask_B11N, positions)
         x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, r)
-        return self.transform(x_BKC), state
+        return transform(x_BKC), state
+
+    def compile_halves(self) -> None:
+        """Compile what comes before and what comes after the merge step, for any batch and any number of tokens."""
+        self.halves = torch.compile(self.attend, dynamic=True), torch.compile(self.transform, dynamic=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was compiled, as PyTorch has it: copies are not."""
+        return {name: value for name, value in super().__getstate__().items() if name != "halves"}
 
 
 class MergingTransformer(Unscripted, nn.Module):

@@ -37,8 +37,8 @@ class Config:
     """What training and evaluation share. `mame`, `dataset` and `logger` hold the dataclass that their group chose.
 
     Args:
-        compile: train and time through torch.compile, the merged and the unmerged model alike; needs a budget, such as
-            `mame.r`. Accuracy, multiply-adds and memory are those of the same models without it.
+        compile: train and time through torch.compile, the merged and the unmerged model alike. Accuracy,
+            multiply-adds and memory are those of the same models without it.
         seed: of weights, order of the data, augmentation and dropout.
     """
 

@@ -32,9 +32,7 @@ PROMPTS = Setting("dataset={dataset.name}", lambda run: run.generates)
 IMAGES = Setting("dataset={dataset.name}", lambda run: not run.generates)
 UNAUGMENTED = Setting("dataset.augment=none", lambda run: run.dataset.augment == "none")
 COMPILE = Setting("compile=true", lambda run: run.compile)
-ADAPTIVE = Setting("mame={mame.method} without mame.r", lambda run: run.mame.is_adaptive and not run.mame.has_target)
-SOLVED_ADAPTIVE = Setting("mame.solve=adaptive", lambda run: run.mame.solve == "adaptive")
-NO_GRAPH = Setting("mame={mame.method}", lambda run: "graph" in run.mame.gives_up)
+PACKED = Setting("mame.batching=packed", lambda run: getattr(run.mame, "batching", None) == "packed")
 UNION = Setting("mame.batching=union", lambda run: getattr(run.mame, "batching", None) == "union")
 RANDOM = Setting("mame={mame.method}", lambda run: run.mame.random)
 CLAMP = Setting("mame.clamp=true", lambda run: run.mame.clamp)
@@ -56,7 +54,6 @@ VISUALIZE = Setting("visualize={visualize}", lambda run: run.visualize)
 CKPT = Setting("ckpt={ckpt}", lambda run: run.ckpt)
 
 EITHER = "leave one of the two"
-BY_IMAGE = "the images decide how many tokens are removed"
 Conflict = tuple[Setting, Setting, str, str]  # why they exclude each other, and what to do
 
 OF_ALL: tuple[Conflict, ...] = (
@@ -64,9 +61,7 @@ OF_ALL: tuple[Conflict, ...] = (
     (CLASSIFIER, PROMPTS, "only pipelines make images from prompts", "give model=sd21 or sd_mini too"),
 )
 OF_COMPILE: tuple[Conflict, ...] = (
-    (COMPILE, ADAPTIVE, BY_IMAGE, "set mame.r or compile=false"),
-    (COMPILE, SOLVED_ADAPTIVE, BY_IMAGE, "leave mame.solve out or set compile=false"),
-    (COMPILE, NO_GRAPH, "it does not compile into one graph", "take another method or set compile=false"),
+    (COMPILE, PACKED, "its attention is not compiled", "take mame.batching=per_sample or set compile=false"),
 )
 OF_TRAINING: tuple[Conflict, ...] = (
     *OF_ALL,

@@ -3,19 +3,22 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 from commands import ROOT
 from torch import nn
+from torch.nn.attention import SDPBackend
 
 from mame_lab.benchmarks.merge_steps import MergeSteps
-from mame_lab.benchmarks.suite import families, timing
+from mame_lab.benchmarks.suite import attention, families, timing
 from mame_lab.benchmarks.suite import run as suite
 from mame_lab.benchmarks.suite.rows import Rows, SuiteRow, markdown, read
 from mame_lab.benchmarks.suite.settings import Suite
 from mame_lab.errors import MameLabError
 from mame_lab.merging import Ward
+from mame_lab.models.compilation import compile_models
 
 MACHINE = timing.Machine(torch.device("cpu"), torch.float32, 10.0, 0.01)
 SETTINGS = {"img_size": 32, "patch_size": 4, "depth": 4, "embed_dim": 48, "num_heads": 3}
@@ -39,6 +42,24 @@ def test_thresholds_run_padded_and_packed_at_the_same_cost():
     _, padded, packed = timing.adaptive(MACHINE, TINY, 8)
     assert (padded.arm, packed.arm) == ("ward, per_sample", "ward, packed")
     assert padded.ideal == packed.ideal == pytest.approx(1 / timing.ADAPTIVE_COST, rel=0.1)
+
+
+def test_thresholds_compiled_stand_beside_the_compiled_unmerged_model(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(timing, "compile_models", partial(compile_models, graphs=False))
+    assert [row.arm for row in timing.adaptive_compiled(MACHINE, TINY, 8)] == ["unmerged", "ward, per_sample"]
+
+
+def test_every_way_of_attention_gives_the_same_and_what_refuses_is_named(monkeypatch, capsys):
+    given = attention.Inputs.random(MACHINE, 2, 3, 7)
+    for way in (attention.in_channels, attention.masked_by(SDPBackend.MATH)):
+        torch.testing.assert_close(way(given), attention.masked(given))
+    assert not torch.allclose(attention.unbiased(given), attention.masked(given))
+    cudnn = {"cuDNN": attention.masked_by(SDPBackend.CUDNN_ATTENTION)}
+    monkeypatch.setattr(attention, "ways", lambda device: ways | cudnn)
+    ways = {"no bias": attention.unbiased, "mask": attention.masked}
+    assert [row.arm for row in attention.attention(MACHINE, 3, 7, 2)] == list(ways)
+    assert capsys.readouterr().out.startswith("left out: attention by cuDNN (")
 
 
 def test_a_training_step_leaves_only_the_head_to_train():
@@ -77,6 +98,7 @@ def test_the_most_important_comes_first_on_a_gpu_and_all_families_come():
     assert names[0] == "ViT-B/16 224, batch 64, forward"
     assert {name.split(",")[0] for name in names} == {
         "ViT-B/16 224", "SD 2.1 U-Net", "ViT-L/16 384", "SigLIP2-B/16 512", "DINOv2-B/14 518", "VideoMAE-L",
+        "attention",
     }  # fmt: skip
 
 

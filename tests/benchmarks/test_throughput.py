@@ -56,7 +56,7 @@ def test_throughput_compares_like_with_like(monkeypatch):
         return {arm: [seconds, seconds, 9.0] for arm, seconds in (took | {(tome, "steps"): 0.5}).items()}
 
     monkeypatch.setattr(speed, "time_interleaved", time_interleaved)
-    monkeypatch.setattr(run, "compile_models", lambda *models: compiled.extend(models))
+    monkeypatch.setattr(run, "compile_models", lambda *models, graphs: compiled.extend(models))
     monkeypatch.setattr(run, "check_compiles", lambda *arguments: None)
     model = build("vit")
     model.register_forward_pre_hook(lambda module, inputs: forwards.append((len(inputs[0]), module in compiled)))
@@ -76,11 +76,13 @@ def test_throughput_compares_like_with_like(monkeypatch):
     ]
 
 
-def test_throughput_of_a_threshold_padded_and_packed(entry_point, tmp_path):
+def test_throughput_of_a_threshold_padded_and_packed_and_compiled_padded(entry_point, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "compile_models", lambda *models, graphs: None)
     entry_point("eval", tmp_path, *BENCHMARK, "benchmark=throughput", "benchmark.tau=0.5", "benchmark.batch_sizes=[4]",
-                "benchmark.rounds=3", "benchmark.methods=[ward]")  # fmt: skip
+                "benchmark.rounds=3", "benchmark.methods=[ward]", "benchmark.compiled=true")  # fmt: skip
     rows = {row["arm"]: row for row in read(tmp_path, "throughput.csv")}
-    assert list(rows) == ["unmerged", "ward(tau=0.5)", "ward(tau=0.5, batching=packed)"]
+    padded_compiled = ["unmerged compiled", "ward(tau=0.5) compiled"]
+    assert list(rows) == ["unmerged", "ward(tau=0.5)", "ward(tau=0.5, batching=packed)", *padded_compiled]
     padded, packed = rows["ward(tau=0.5)"], rows["ward(tau=0.5, batching=packed)"]
     assert float(padded["padded"]) < float(padded["ideal"]) == pytest.approx(float(packed["ideal"]))
     assert float(packed["padded"]) > float(padded["padded"])
@@ -91,8 +93,6 @@ def test_throughput_of_a_threshold_padded_and_packed(entry_point, tmp_path):
     [
         ({"methods": ["mema", "ward"]}, r"benchmark.methods=\['mema'\] is not known: choose from ward, mame, tome, "),
         ({"tau": 0.9}, r"benchmark.tau=0.9 is a threshold, and benchmark.methods=\['tome'\] need a budget: leave"),
-        ({"tau": 0.9, "methods": ["ward"], "compiled": True}, "compiled=true and benchmark.tau=0.9 exclude each other"),
-        ({"methods": ["ward", "atc"], "compiled": True}, r"compiled=true and benchmark.methods=\[atc\] exclude each"),
     ],
 )
 def test_what_cannot_be_timed_is_refused_at_configuration(settings, message):

@@ -40,7 +40,7 @@ def test_packed_samples_attend_to_themselves(dtype, tolerance):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
 def test_bias_in_more_channels_is_the_mask(channels, dtype, tolerance):
     q, k, v, bias_M = packed(channels, dtype)
-    q_1HMD, k_1HMD, v_1HMD = (each.transpose(0, 1)[None] for each in with_bias(q, k, v, bias_M))
+    q_1HMD, k_1HMD, v_1HMD = (each.transpose(1, 2) for each in with_bias(q, k, v, bias_M[None]))
     assert q_1HMD.shape[-1] == k_1HMD.shape[-1] == v_1HMD.shape[-1] == channels + 8
     y = F.scaled_dot_product_attention(q_1HMD, k_1HMD, v_1HMD, scale=channels**-0.5)
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_M.to(dtype)[None])
@@ -52,7 +52,7 @@ def test_bias_in_more_channels_is_the_mask(channels, dtype, tolerance):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_bias_in_half_precision_is_exact_to_twice_the_precision(channels, dtype):
     q, k, v, bias_M = packed(channels, dtype)
-    q_MHD, k_MHD, _ = (each.double() for each in with_bias(q, k, v, bias_M))
+    q_MHD, k_MHD, _ = (each[0].double() for each in with_bias(q, k, v, bias_M[None]))
     seen_MH = (q_MHD * k_MHD)[..., channels:].sum(-1) * channels**-0.5
     assert ((seen_MH - bias_M[:, None]).abs() <= torch.finfo(dtype).eps ** 2 * bias_M[:, None]).all()
 

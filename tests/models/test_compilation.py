@@ -7,14 +7,14 @@ import pytest
 import torch
 import torch._inductor.config
 from commands import TINY
-from families import build, images
+from families import build, images, inputs, logits
 from torch import nn
 
 import mame_lab
 from mame_lab import MameLabError
 from mame_lab.measure import speed
 from mame_lab.measure.result import Result
-from mame_lab.models import shared_copy, unmerged_copy
+from mame_lab.models import family_of, shared_copy, unmerged_copy
 from mame_lab.models.compilation import check_compiles, compile_models
 
 HOUR = 3600.0
@@ -27,7 +27,7 @@ def graphs(monkeypatch):
     """What was compiled so far; each took an hour, as far as the clock of the measurements can tell."""
     compiled = []
 
-    def backend(graph, inputs):
+    def backend(graph, inputs, **options):
         compiled.append(graph)
         return graph.forward
 
@@ -54,20 +54,34 @@ def test_a_run_times_compiled_models_and_counts_as_without(entry_point, tmp_path
 
 
 @pytest.mark.parametrize("name", ["train", "eval"])
-def test_adaptive_merging_is_refused_at_once(entry_point, tmp_path, graphs, name):
-    with pytest.raises(
-        MameLabError, match=r"compile=true and mame=ward without mame.r exclude each other, .* compile=false"
-    ):
-        entry_point(name, tmp_path, *RUN, "mame.r=null", "mame.tau=0.9")
+def test_packed_samples_are_refused_at_once(entry_point, tmp_path, graphs, name):
+    with pytest.raises(MameLabError, match=r"compile=true and mame.batching=packed exclude each other, .*=per_sample"):
+        entry_point(name, tmp_path, *RUN, "mame.r=null", "mame.tau=0.9", "mame.batching=packed")
     assert not graphs
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
-@pytest.mark.parametrize("name", ["train", "eval"])
-def test_a_method_that_compiles_to_no_graph_is_refused_at_once(entry_point, tmp_path, graphs, name):
-    with pytest.raises(MameLabError, match=r"compile=true and mame=atc exclude each other, .* set compile=false"):
-        entry_point(name, tmp_path, *RUN, "mame=atc")
-    assert not graphs
+@pytest.mark.parametrize("merging", [["mame.r=null", "mame.tau=0.9"], ["mame=atc"]], ids=["thresholds", "atc"])
+def test_a_run_of_what_compiles_to_no_single_graph(entry_point, tmp_path, graphs, merging):
+    entry_point("train", tmp_path, *RUN, *merging, "trainer.max_epochs=1")
+    assert Result.load(tmp_path / "result.json").conditions.more["compiled"]
+    assert graphs
+
+
+@pytest.mark.parametrize("name", ["vit", "eva02", "hf_dinov2", "hf_siglip", "videomae"])
+def test_thresholds_compile_to_few_graphs_whatever_the_lengths(graphs, name):
+    model = mame_lab.apply(build(name), tau=0.3)
+    eager = shared_copy(model)
+    compile_models(model)
+    lengths, compiled = set(), []
+    for seed in range(6):
+        x = inputs(name, batch=3, seed=seed)
+        torch.testing.assert_close(logits(model, x), logits(eager, x), rtol=1e-10, atol=1e-10)
+        compiled.append(len(graphs))
+        lengths |= {count.max().item() for count in family_of(eager).trace(eager, x)}
+    assert len(lengths) > 6
+    assert 3 <= compiled[0] == compiled[-1] <= 6
+    assert not [module for module in mame_lab.remove(model).modules() if "halves" in vars(module)]
 
 
 def test_weights_that_are_shared_out_are_not_compiled(entry_point, tmp_path):

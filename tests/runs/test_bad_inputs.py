@@ -21,16 +21,9 @@ EXCLUDE = [
     ("eval", ["model=sd_mini"], "model.name=sd_mini and dataset=digits", "give dataset=prompts too"),
     (
         "train",
-        ["compile=true", "mame.tau=0.9"],
-        "compile=true and mame=ward without mame.r",
-        "set mame.r or compile=fal",
-    ),
-    ("eval", ["compile=true", "mame=atc", "mame.r=8"], "compile=true and mame=atc", "take another method"),
-    (
-        "eval",
-        ["compile=true", "mame.flops=0.5", "mame.solve=adaptive"],
-        "compile=true and mame.solve=adaptive",
-        "leave mame.solve out",
+        ["compile=true", "mame.tau=0.9", "mame.batching=packed"],
+        "compile=true and mame.batching=packed",
+        "mame.batching=per_sample or",
     ),
     # Training.
     ("train", PIPELINE, "model.name=sd_mini and dataset=prompts", "use eval.py"),

@@ -23,10 +23,10 @@ class SuiteRow(NamedTuple):
     Attributes:
         subject: the model.
         batch: samples in a batch.
-        what: forward pass, compiled, merge steps, training step or denoising step.
+        what: forward pass, compiled, merge steps, training step, denoising step, or attention with a bias alone.
         arm: the method, or unmerged.
         ms: milliseconds a call, median.
-        speedup: times faster than unmerged, median over the rounds in which both took turns.
+        speedup: times faster than unmerged, or than without a bias, median over the rounds in which both took turns.
         ideal: the ratio of multiply-adds, mean over the samples.
         memory_mb: the most that one call held beside weights and inputs.
         bandwidth: of merge steps, the least bytes that they have to move over the time, as a share of what a copy

@@ -13,9 +13,18 @@ import torch
 
 from mame_lab.benchmarks.merge_steps import copy_gb_per_s
 from mame_lab.benchmarks.suite import families
+from mame_lab.benchmarks.suite.attention import attention
 from mame_lab.benchmarks.suite.rows import Rows, SuiteRow, markdown, write_json
 from mame_lab.benchmarks.suite.settings import Suite
-from mame_lab.benchmarks.suite.timing import Machine, adaptive, denoising, forward, forward_compiled, training
+from mame_lab.benchmarks.suite.timing import (
+    Machine,
+    adaptive,
+    adaptive_compiled,
+    denoising,
+    forward,
+    forward_compiled,
+    training,
+)
 from mame_lab.measure.conditions import gather_conditions
 from mame_lab.merging import Method
 
@@ -64,14 +73,18 @@ def items(small: bool) -> Iterator[Item]:
         yield from (_of(forward, vit, 8), _of(adaptive, vit, 8), _of(training, vit, 8), _of(forward, vit, 1))
         yield _unet("small U-Net", (64, 128, 128, 128), (4, 8, 8, 8), 64, 64)
         yield from (_of(forward, each, 1) for each in (families.VIT_TI_384, families.DINOV2_S, families.VIDEOMAE_TI))
+        yield from (_attention(12, 150, 8), _attention(16, 1000, 1))
         yield from (_of(forward_compiled, vit, batch) for batch in (8, 1))
+        yield _of(adaptive_compiled, vit, 8)
         return
     vit, large = families.VIT_B, families.VIT_L
     yield from (_of(forward, vit, 64), _of(adaptive, vit, 64), _of(forward_compiled, vit, 64), _of(forward, vit, 256))
     yield _of(forward, vit, 1)
     yield from (_unet("SD 2.1 U-Net", (320, 640, 1280, 1280), (5, 10, 20, 20), 1024, side) for side in (96, 64, 128))
     yield from (_of(forward_compiled, vit, 1), _of(forward, large, 1), _of(forward_compiled, large, 1))
-    yield from (_of(training, vit, 64), _of(forward_compiled, vit, 256), _of(forward, large, 64), _of(forward, vit, 8))
+    yield from (_attention(12, 150, 64), _attention(16, 500, 64), _attention(12, 1000, 8))
+    yield from (_of(training, vit, 64), _of(adaptive_compiled, vit, 64), _of(forward_compiled, vit, 256))
+    yield from (_of(forward, large, 64), _of(forward, vit, 8))
     for each in (families.SIGLIP, families.DINOV2, families.VIDEOMAE):
         yield from (_of(forward, each, batch) for batch in (8, 64))
     yield _of(forward_compiled, vit, 8)
@@ -79,6 +92,11 @@ def items(small: bool) -> Iterator[Item]:
 
 def _of(rows: Callable[..., Iterator[SuiteRow]], subject: families.Subject, batch: int) -> Item:
     return Item(f"{subject.name}, batch {batch}, {rows.__name__}", partial(rows, subject=subject, batch=batch))
+
+
+def _attention(heads: int, tokens: int, batch: int) -> Item:
+    rows = partial(attention, heads=heads, tokens=tokens, batch=batch)
+    return Item(f"attention, {tokens} tokens, batch {batch}", rows)
 
 
 def _unet(name: str, channels: tuple[int, ...], heads: tuple[int, ...], text: int, side: int) -> Item:

@@ -81,11 +81,22 @@ def _budgets(subject: Subject) -> dict[str, Method]:
 def adaptive(machine: Machine, subject: Subject, batch: int) -> Iterator[SuiteRow]:
     """Thresholds, with the batch padded and packed."""
     model, x = machine.place(subject.build()), subject.inputs(batch, machine.device, machine.dtype)
+    tau = _tau(model, x)
+    methods = {f"ward, {way}": Ward(tau=tau, batching=way) for way in ("per_sample", "packed")}
+    yield from _rows(machine, subject, model, methods, x, "forward")
+
+
+def adaptive_compiled(machine: Machine, subject: Subject, batch: int) -> Iterator[SuiteRow]:
+    """Thresholds through torch.compile, which leaves the merge steps as they are."""
+    model, x = machine.place(subject.build()), subject.inputs(batch, machine.device, machine.dtype)
+    yield from _rows(machine, subject, model, {"ward, per_sample": Ward(tau=_tau(model, x))}, x, "compiled")
+
+
+def _tau(model: nn.Module, x: Tensor) -> float:
     with torch.inference_mode():
         solved = solve(model, Ward(flops=ADAPTIVE_COST, solve="adaptive"), x[:SOLVED_ON])
     assert isinstance(solved, Ward)
-    methods = {f"ward, {way}": Ward(tau=solved.tau, batching=way) for way in ("per_sample", "packed")}
-    yield from _rows(machine, subject, model, methods, x, "forward")
+    return solved.tau
 
 
 def _rows(
@@ -95,7 +106,7 @@ def _rows(
     cost = {name: gflops(each, x[:SOLVED_ON]) for name, each in models.items()}
     if what == "compiled":
         models = {name: shared_copy(each) for name, each in models.items()}
-        compile_models(*models.values(), graphs=machine.device.type == "cuda")
+        compile_models(*models.values(), graphs=True)
     with torch.inference_mode():
         arms = {name: InTurns(each, x) for name, each in models.items()}
         taken = machine.time(arms)

@@ -69,14 +69,16 @@ def rows(settings: Throughput, model: nn.Module, data: ImageData, trainer: Train
     device = trainer.strategy.root_device
     model = prepared(model, trainer).eval()
     methods = {str(method): method for method in _methods(settings)}
+    packed = [name for name, method in methods.items() if method.packed]
     models = {UNMERGED: model} | {name: apply(shared_copy(model), method) for name, method in methods.items()}
     images = converted(data.sample(max(settings.batch_sizes))[0], trainer)
     unmerged_gflops = gflops(model, images)
     ideal = {name: unmerged_gflops / gflops(each, images) for name, each in models.items()}
-    compiled = {name: shared_copy(each) for name, each in models.items()} if settings.compiled else {}
-    if compiled:
+    compiled = {}
+    if settings.compiled:
         check_compiles(model, device, "benchmark.compiled")
-        compile_models(*compiled.values())
+        compiled = {name: shared_copy(each) for name, each in models.items() if name not in packed}
+        compile_models(*compiled.values(), graphs=True)
     for batch in settings.batch_sizes:
         forwards = {(name, ""): each for name, each in models.items()}
         forwards |= {(name, "compiled"): each for name, each in compiled.items()}

@@ -19,7 +19,7 @@ class Throughput(Benchmark):
         blocks: the first so many blocks merge; None: those in which each method is published.
         tau: a threshold on the similarity instead of `r`, with the batch both padded and packed.
         batch_sizes: images in a timed batch, one row of the table each.
-        compiled: time every arm compiled as well.
+        compiled: time every arm compiled as well, but for packed ones.
         rounds: timed calls of each arm.
     """
 
@@ -40,13 +40,4 @@ class Throughput(Benchmark):
             raise MameLabError(
                 f"benchmark.tau={self.tau} is a threshold, and benchmark.methods={budgeted} need a budget: leave one "
                 f"of the two"
-            )
-        refused = {
-            f"benchmark.tau={self.tau}": self.tau is not None,
-            **{f"benchmark.methods=[{name}]": "graph" in METHODS[name].gives_up for name in self.methods},
-        }
-        for other in (other for other, given in refused.items() if given and self.compiled):
-            raise MameLabError(
-                f"benchmark.compiled=true and {other} exclude each other, for that does not compile into one graph: "
-                f"leave one of the two"
             )
