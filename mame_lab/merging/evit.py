@@ -27,7 +27,7 @@ class EViT(SequenceMethod):
 
     method: str = "evit"
 
-    needs: ClassVar[frozenset[str]] = frozenset({"keys", "queries", "class_token"})
+    needs: ClassVar[frozenset[str]] = frozenset({"keys", "class_query", "class_token"})
     places: ClassVar[str] = "quarters"
     pairs: ClassVar[bool] = False
     gives_up: ClassVar[frozenset[str]] = frozenset({"copies", "mass"})

@@ -216,13 +216,17 @@ class Method:
         return f"{self.method}({', '.join(said)})"
 
 
+# What of `SequenceMethod.needs` is seen within attention.
+LOOKS = frozenset({"keys", "queries", "class_query"})
+
+
 @dataclass
 class SequenceMethod(Method, ABC):
     """A method for vision transformers, whose sequence is shorter from a merge step on.
 
     Attributes:
-        needs: what `plan` looks at beside the tokens: of {"keys", "queries", "class_token"}, where "class_token" says
-            that the first token has to be one.
+        needs: what `plan` looks at beside the tokens: of {"input", "keys", "queries", "class_query", "class_token"}.
+            "class_query" is the query of the first token, and "class_token" says that this has to be a class token.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

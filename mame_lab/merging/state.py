@@ -153,7 +153,6 @@ class MergeState(NamedTuple):
 
     def _tokens(self, method: SequenceMethod, x_BNC: Tensor, input_BNC: Tensor, attention: Attention | None) -> Tokens:
         x_BNC = self.unpack(x_BNC).contiguous()  # Before the first merge they may lie channel by channel.
-        input_BNC = self.unpack(input_BNC)
         size_BN1 = self.size_BN1
         if size_BN1 is None:
             size_BN1 = x_BNC.new_ones(*x_BNC.shape[:2], 1, dtype=torch.promote_types(x_BNC.dtype, torch.float32))
@@ -162,16 +161,25 @@ class MergeState(NamedTuple):
             if self.numbers is not None
             else torch.arange(x_BNC.shape[0] * x_BNC.shape[1] + 1, device=x_BNC.device)
         )
-        tokens = Tokens(x_BNC, input_BNC, size_BN1, self.prefix, self.valid_BN, bias_B11N=self.bias_B11N)
+        seen_BNC = self.unpack(input_BNC) if "input" in method.needs else None
+        tokens = Tokens(x_BNC, seen_BNC, size_BN1, self.prefix, self.valid_BN, bias_B11N=self.bias_B11N)
         tokens = tokens._replace(numbers=numbers, real=self.real)
-        if attention is None or not method.needs:
+        if attention is None:
             return tokens
-        call = attention.calls[0]
-        return tokens._replace(
-            key_BHND=self._unpack_heads(call.key_BHND) if "keys" in method.needs else None,
-            query_BHND=self._unpack_heads(call.query_BHND) if "queries" in method.needs else None,
-            scale=call.scale,
-        )
+        call, query_BHND = attention.calls[0], None
+        if "queries" in method.needs:
+            query_BHND = self._unpack_heads(call.query_BHND)
+        elif "class_query" in method.needs:
+            query_BHND = self._first(call.query_BHND, tokens)
+        key_BHND = self._unpack_heads(call.key_BHND) if "keys" in method.needs else None
+        return tokens._replace(key_BHND=key_BHND, query_BHND=query_BHND, scale=call.scale)
+
+    def _first(self, query_BHND: Tensor, tokens: Tokens) -> Tensor:
+        """That of the first token of each sample: (B, H, 1, D)."""
+        if self.packing is None:
+            return query_BHND[:, :, :1]
+        first_B = torch.searchsorted(self.packing.index_M, tokens.places()[:, 0].contiguous())
+        return query_BHND.index_select(2, first_B).permute(2, 1, 0, 3)
 
     def _unpack_heads(self, key_BHND: Tensor) -> Tensor:
         if self.packing is None:

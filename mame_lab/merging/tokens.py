@@ -15,12 +15,12 @@ class Tokens(NamedTuple):
 
     Attributes:
         x_BNC: the tokens between attention and MLP, the prefix tokens first: what is merged.
-        input_BNC: what attention was given: the tokens before it, normalised.
+        input_BNC: what attention was given, the tokens before it, normalised; None unless the method `needs` it.
         size_BN1: how many original tokens each one is merged from, 0 for padding.
         prefix: tokens at the front that never merge (class, register).
         valid_BN: False where a token is padding; None: no padding.
         key_BHND, query_BHND: what attention compared, after rotation where there is one; None unless the method `needs`
-            them.
+            them. Of the queries there may be that of the first token alone.
         scale: what it multiplied their products with.
         bias_B11N: what it added to its logits (proportional attention, padding); None: nothing.
         partition: the places (T,) of the targets and (S,) of the sources; None: patch tokens at even and at odd places.
@@ -30,7 +30,7 @@ class Tokens(NamedTuple):
     """
 
     x_BNC: Tensor
-    input_BNC: Tensor
+    input_BNC: Tensor | None
     size_BN1: Tensor
     prefix: int
     valid_BN: Tensor | None = None
@@ -100,7 +100,7 @@ class Tokens(NamedTuple):
     def class_attention(self) -> Tensor:
         """How much the class token (the first one) attends to each token, mean over heads: (B, N), 0 for padding.
 
-        In float32 at least; the rows sum to 1. For methods whose `needs` has "keys" and "queries".
+        In float32 at least; the rows sum to 1. For methods whose `needs` has "keys" and "class_query".
         """
         return self._attention(1).mean((1, 2))
 
@@ -108,7 +108,7 @@ class Tokens(NamedTuple):
         """How little the class token (the first one) attends to each patch token: (B, P, 1), 0 for padding.
 
         In proportion to exp of minus half its logits, mean over heads; of mean 1 / P. In float32 at least. For methods
-        whose `needs` has "keys" and "queries".
+        whose `needs` has "keys" and "class_query".
         """
         assert self.query_BHND is not None
         query_B1C, key_BPC = self.query_BHND[:, :, 0].flatten(1)[:, None], self.keys()[:, self.prefix :]
@@ -120,7 +120,10 @@ class Tokens(NamedTuple):
         return (share_BP * valid_BP.to(share_BP.dtype).mean(1, keepdim=True))[..., None]
 
     def attention_received(self) -> Tensor:
-        """How much all tokens attend to each token, mean over them and heads: as `class_attention`."""
+        """How much all tokens attend to each token, mean over them and heads: (B, N), 0 for padding.
+
+        As `class_attention`, for methods whose `needs` has "queries" too.
+        """
         attention_BHNN = self._attention(self.x_BNC.shape[1])
         if self.valid_BN is None:
             return attention_BHNN.mean((1, 2))

@@ -52,7 +52,7 @@ class Ward(Adaptive):
 
     method: str = "ward"
     default_tau: ClassVar[float | None] = None
-    needs: ClassVar[frozenset[str]] = frozenset({"keys", "queries"})
+    needs: ClassVar[frozenset[str]] = frozenset({"keys", "class_query"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +85,7 @@ class Ward(Adaptive):
         from mame_lab.merging import matching
 
         if tokens.key_BHND is None:
-            return matching.squared_distance(tokens.input_BNC, tokens).mul_(-share(tokens))
+            return matching.squared_distance(tokens.x_BNC, tokens).mul_(-share(tokens))
         return matching.uncorrelated(self.compared(tokens), tokens, -2 * share(tokens))
 
     def compared(self, tokens: Tokens) -> Sequence[Tensor]:

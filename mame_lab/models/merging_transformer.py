@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from mame_lab.merging.method import SequenceMethod
+from mame_lab.merging.method import LOOKS, SequenceMethod
 from mame_lab.merging.plan import MergePlan
 from mame_lab.merging.schedule import Schedule
 from mame_lab.merging.state import MergeState
@@ -53,7 +53,8 @@ class MergingBlock(Unscripted, nn.Module):
     ) -> tuple[Tensor, MergeState]:
         attend, transform = self.halves or (self.attend, self.transform)
         input_BNC = self.normalized(x_BNC)
-        with state.attention(bool(method.needs), None if self.takes_mask else state.mask_B11N) as attention:
+        looks = bool(method.needs & LOOKS)
+        with state.attention(looks, None if self.takes_mask else state.mask_B11N) as attention:
             x_BNC = attend(x_BNC, input_BNC, state.mask_B11N, positions)
         x_BKC, state = state.merge(method, x_BNC, input_BNC, attention, r)
         return transform(x_BKC), state

@@ -83,6 +83,17 @@ def test_a_budget_compiles_with_cuda_graphs(method):
         torch.testing.assert_close(compiled(x).clone(), expected, rtol=1e-3, atol=1e-3)
 
 
+@every(thresholds(0.5))
+@torch.no_grad()
+def test_thresholds_compile_between_their_steps(method):
+    model = on_gpu(method)
+    compiled = shared_copy(model)
+    compile_models(compiled)
+    for batch in (4, 4, 7):
+        x = some_images(batch)
+        torch.testing.assert_close(compiled(x), model(x), rtol=1e-3, atol=1e-3)
+
+
 @every({name: each for name, each in GRAPHS.items() if name in ("ward", "mame", "tome")})
 @torch.no_grad()
 def test_a_budget_never_waits_for_the_gpu(method):

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_tokens import plain, rand
 
-from mame_lab.merging.plan import make_plan, make_soft_plan, plan_of_some
+from mame_lab.merging import MaMe
+from mame_lab.merging.plan import SoftPlan, make_plan, make_soft_plan, plan_of_some
+from mame_lab.merging.state import merge_step
 from mame_lab.merging.tokens import Tokens
 
 
@@ -109,3 +111,17 @@ def test_many_that_become_one_are_their_mean_in_half_precision(dtype):
     expected_BC = x_BNC[:, 1:].float().mean(1)
     torch.testing.assert_close(y_BKC[:, 1].float(), expected_BC, rtol=torch.finfo(dtype).eps, atol=1e-3)
     assert size_BK1[:, :, 0].tolist() == [[1, 300]] * 2
+
+
+@pytest.mark.parametrize("r", [None, 1])
+def test_spread_sources_leave_targets_that_are_padding_finite(r):
+    valid_BN = torch.arange(8) < torch.tensor([8, 5])[:, None]
+    x_BNC = rand(torch.Generator().manual_seed(0), 2, 8, 3).requires_grad_()
+    tokens = plain(x_BNC)._replace(valid_BN=valid_BN, size_BN1=valid_BN[..., None].double())
+    plan, y_BKC, size_BK1, _ = merge_step(MaMe(r=r, tau=-0.5), tokens, r)
+    assert isinstance(plan, SoftPlan)
+    assert (plan.tokens() < torch.tensor([8, 5])).all()
+    assert y_BKC.isfinite().all()
+    y_BKC.sum().backward()
+    assert x_BNC.grad.isfinite().all()
+    assert size_BK1.sum((1, 2)).tolist() == pytest.approx([8, 5])

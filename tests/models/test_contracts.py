@@ -104,7 +104,7 @@ def test_before_the_first_merge_nothing_differs(family, mode, needs):
     for hook in hooks:
         hook.remove()
     spy = Spy(r=[0] * (DEPTH - 1) + [5])
-    spy.needs = needs
+    spy.needs = needs | {"input"}
     torch.manual_seed(7)
     mame_lab.apply(model, spy)(x)
     assert torch.equal(spy.seen.x_BNC, seen["x"])

@@ -129,7 +129,7 @@ def test_a_budget_is_not_packed(method):
 class Keys(MaMe):
     """MaMe on attention keys; remembers what it was given."""
 
-    needs = frozenset({"keys"})
+    needs = frozenset({"keys", "input"})
 
     def similarity(self, tokens):
         self.given = [*getattr(self, "given", ()), tokens]
@@ -174,6 +174,8 @@ def test_a_step_is_given_what_its_block_computed(method: Method):
     plan = type(method).plan
 
     class Seen(type(method)):
+        needs = method.needs | {"input"}
+
         def plan(self, tokens, r):
             seen["tokens"] = tokens
             return plan(self, tokens, r)

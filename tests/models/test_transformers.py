@@ -207,6 +207,8 @@ def test_dropped_patches_do_not_count_in_the_mean():
 class Keys(ToMe):
     """Remembers what it was given."""
 
+    needs = frozenset({"keys", "input"})
+
     def plan(self, tokens, r):
         self.given = [*getattr(self, "given", ()), tokens]
         return super().plan(tokens, r)
