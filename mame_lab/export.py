@@ -6,6 +6,7 @@ python -m mame_lab.export ckpt=outputs/train/RUN/checkpoints/best.ckpt format=on
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,12 @@ from typing import TYPE_CHECKING
 from mame_lab.errors import MameLabError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import torch
     from torch import Tensor, nn
+
+    from mame_lab.merging.method import Method
 
 FORMATS = ("onnx", "pt2")
 # The largest batch that an exported file takes, and the images on which it is held against the model.
@@ -30,8 +35,8 @@ class Export:
     Args:
         ckpt: the best.ckpt or last.ckpt of a run of train.py, whose schedule is a budget.
         format: `onnx`, for onnxruntime and TensorRT; `pt2`, compiled by AOTInductor for the processor of this machine,
-            to be loaded by torch._inductor.aoti_load_package. Both take batches of any size.
-        out: the file. None: beside the checkpoint.
+            to be loaded by torch._inductor.aoti_load_package. Both take batches of up to `MOST`.
+        out: the file, whose name ends in the format. None: beside the checkpoint.
     """
 
     ckpt: str
@@ -41,6 +46,8 @@ class Export:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise MameLabError(f"format={self.format} is not known: choose from {', '.join(FORMATS)}")
+        if self.out and not self.out.endswith(f".{self.format}"):
+            raise MameLabError(f"out={self.out}: give a name that ends in .{self.format}")
 
     @property
     def path(self) -> Path:
@@ -62,34 +69,52 @@ def export(settings: Export) -> float:
     with torch.no_grad():
         batch = torch.export.Dim("batch", min=1, max=MOST)
         program = torch.export.export(model, (images_B3HW,), dynamic_shapes=({0: batch},))
-        logits_BK = (_write_onnx if settings.format == "onnx" else _write_pt2)(program, images_B3HW, settings.path)
-        expected_BK = model(images_B3HW)
-    error = ((logits_BK - expected_BK).norm() / expected_BK.norm()).item()
-    if not error < TOLERANCE:
-        settings.path.unlink()
-        raise MameLabError(f"format={settings.format}: the logits differ by {error:.1e}, so nothing is kept")
+        with kept_if_right(settings.path):
+            write = _write_onnx if settings.format == "onnx" else _write_pt2
+            logits_BK, expected_BK = write(program, images_B3HW, settings.path), model(images_B3HW)
+            error = ((logits_BK - expected_BK).norm() / expected_BK.norm()).item()
+            if not error < TOLERANCE:
+                raise MameLabError(f"format={settings.format}: the logits differ by {error:.1e}, so nothing is kept")
     return error
+
+
+@contextmanager
+def kept_if_right(path: Path) -> Iterator[None]:
+    """Deletes what was written where anything goes wrong."""
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def merged_model(ckpt: str) -> tuple[nn.Module, tuple[int, ...]]:
     """The model of a checkpoint with its merging applied, in eval mode, and the shape of its inputs."""
     from mame_lab import models
-    from mame_lab.merging import METHODS
+    from mame_lab.merging import method_from
     from mame_lab.models import checkpoint
     from mame_lab.models.settings import ModelSettings
 
     stored = checkpoint.read(ckpt)
-    method = METHODS[stored.config["mame"]["method"]](**stored.config["mame"])
-    if method.is_adaptive or method.has_target or "graph" in method.gives_up:
+    method = method_from(stored.config["mame"])
+    if reason := _unfit(method):
         raise MameLabError(
-            f"ckpt={ckpt} was trained with mame={method}, by which the images decide how many tokens are removed: a "
-            f"file has one number for all; train or evaluate with a budget (mame.r) instead"
+            f"ckpt={ckpt} was trained with mame={method}, {reason}: train with mame=ward mame.r=8 instead"
         )
     settings = ModelSettings(**stored.config["model"])
     model = models.load(settings, stored).eval()
     data = models.family(settings.family).data_config(model)
     frames = (data["frames"],) if data.get("frames") else ()
     return models.apply(model, method), (*frames, 3, *data["size"])
+
+
+def _unfit(method: Method) -> str | None:
+    """Why a method cannot be in a file."""
+    if method.is_adaptive:
+        return "by which the images decide how many tokens are removed, and a file has one number for all"
+    if "graph" in method.gives_up:
+        return "which does not compile into one graph"
+    return "which draws anew in every pass" if method.random else None
 
 
 def _write_onnx(program: torch.export.ExportedProgram, images_B3HW: Tensor, path: Path) -> Tensor:

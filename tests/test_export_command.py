@@ -8,6 +8,8 @@ import torch
 from mame_lab import export
 from mame_lab.errors import MameLabError
 from mame_lab.merging import MaMe, Ward
+from mame_lab.merging.atc import ATC
+from mame_lab.merging.drop import Drop
 from mame_lab.models import load
 from mame_lab.models.settings import ModelSettings
 
@@ -49,6 +51,7 @@ def test_what_computes_something_else_is_not_kept(tmp_path, monkeypatch):
         ([], "ckpt is missing: give ckpt=FILE"),
         (["ckpt=a", "batch=3"], "batch is not known"),
         (["ckpt=a", "format=engine"], "format=engine is not known: choose from onnx, pt2"),
+        (["ckpt=a", "format=pt2", "out=model.bin"], "out=model.bin: give a name that ends in .pt2"),
         (["ckpt=nowhere.ckpt"], "ckpt=nowhere.ckpt does not exist"),
     ],
 )
@@ -58,6 +61,22 @@ def test_wrong_arguments_end_in_one_line(arguments, says, monkeypatch):
         export.main()
 
 
-def test_merging_by_thresholds_is_refused(tmp_path):
-    with pytest.raises(MameLabError, match="the images decide"):
-        export.export(export.Export(str(saved(tmp_path, MaMe(tau=0.9)))))
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [(MaMe(tau=0.9), "the images decide"), (ATC(r=3), "not compile into one graph"), (Drop(r=3), "draws anew")],
+    ids=str,
+)
+def test_merging_that_no_file_can_hold_is_refused(method, says, tmp_path):
+    with pytest.raises(MameLabError, match=says):
+        export.export(export.Export(str(saved(tmp_path, method))))
+
+
+def test_nothing_is_left_of_a_file_that_does_not_run(tmp_path, monkeypatch):
+    def write(program, images_B3HW, path):
+        path.write_text("half")
+        raise RuntimeError("no such operator")
+
+    monkeypatch.setattr(export, "_write_onnx", write)
+    with pytest.raises(RuntimeError, match="no such operator"):
+        export.export(export.Export(str(saved(tmp_path, Ward(r=3)))))
+    assert not (tmp_path / "best.onnx").exists()

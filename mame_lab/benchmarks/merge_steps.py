@@ -44,7 +44,7 @@ class MergeSteps:
 
 
 def _least_bytes(method: SequenceMethod, tokens: Tokens, r: int | None) -> int:
-    after = method.plan(tokens, r).index_BK
+    after = method.plan(tokens, r).layout.place_BK
     kept = after.numel() * tokens.x_BNC.shape[2] * tokens.x_BNC.element_size()
     keys = tokens.key_BHND
     return tokens.x_BNC.nbytes + kept + (0 if keys is None else keys.numel() * keys.element_size())

@@ -52,10 +52,10 @@ def evaluate(
     reached, lost = _accuracy(models, data, trainer, settings)
     images, labels = (converted(tensor, trainer) for tensor in data.sample(speeds.batch_size))
     models = {name: each.to(device) for name, each in models.items()}
-    if settings.compile:
-        compile_models(*models.values(), graphs=True)
+    _compile(models, settings)
     batch = images[: data.dataset.batch_size], labels[: data.dataset.batch_size]
     training, train_speedup = _training(models, batch, training_loss, trainer, speeds)
+    _compile(models, settings, graphs=True)
     forwards = {name: _forward(each.eval(), images) for name, each in models.items()}
     inference, speedup = _race(forwards, len(images), trainer, speeds)
     arms = {
@@ -78,6 +78,12 @@ def evaluate(
         loader_samples_per_s=speed.loader_rate(_loader(data, bool(training)), min(LOADING, speeds.seconds)),
         conditions=_conditions(models["merged"], trainer, settings, inference["merged"], images, data),
     )
+
+
+def _compile(models: dict[str, nn.Module], settings: EvaluationSettings, graphs: bool = False) -> None:
+    """If that is set: training steps as they train, forward passes with what they record."""
+    if settings.compile:
+        compile_models(*models.values(), graphs=graphs)
 
 
 def _accuracy(

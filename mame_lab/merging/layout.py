@@ -29,7 +29,7 @@ class Layout(NamedTuple):
         tokens: N.
         prefix: tokens at the front that never merge.
         valid_BK: False where a token after the step is padding; None: no padding.
-        lengths: the tokens of each sample after the step, where they differ; of a budget None.
+        lengths: the tokens of each sample after the step, where some are padded; of a budget None.
     """
 
     place_BK: Tensor

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, threshold
 
-from mame_lab.merging.tokens import Tokens
+from mame_lab.merging.tokens import Tokens, precise
 
 # Weights this close to their mean, relative to it, count as equal to it and are kept.
 MEAN_TOLERANCE = 1e-4
@@ -54,13 +54,13 @@ def uncorrelated(given: Sequence[Tensor], tokens: Tokens, scale: float) -> Tenso
 
 def _normal(y_BNC: Tensor) -> Tensor:
     """Tokens whose channels have mean 0 and deviation 1, or are all 0."""
-    y_BNC = _precise(y_BNC)
+    y_BNC = y_BNC.to(precise(y_BNC))
     return layer_norm(y_BNC, y_BNC.shape[-1:], eps=torch.finfo(y_BNC.dtype).tiny)
 
 
 def squared_distance(y_BNC: Tensor, tokens: Tokens) -> Tensor:
     """|y_t - y_s|^2 of every target and every source over the mean square of all, in float32 at least: (B, T, S)."""
-    y_BNC = _precise(y_BNC)
+    y_BNC = y_BNC.to(precise(y_BNC))
     square_BN1 = torch.linalg.vector_norm(y_BNC, dim=-1, keepdim=True).square()
     target_BTC, source_BSC = tokens.split(y_BNC)
     target_BT1, source_BS1 = tokens.split(square_BN1)
@@ -125,7 +125,7 @@ def _sorted_by_comparison(score_BN: Tensor) -> Tensor:
 
 def unit(y_BNC: Tensor) -> Tensor:
     """Tokens of norm 1, in float32 at least; those of no norm, which have no direction and no gradient, are 0."""
-    y_BNC = _precise(y_BNC)
+    y_BNC = y_BNC.to(precise(y_BNC))
     norm_BN1 = torch.linalg.vector_norm(y_BNC, dim=-1, keepdim=True)
     return y_BNC / threshold(norm_BN1, 1e-12, float("inf"))
 
@@ -136,7 +136,3 @@ def without_padding(similarity_BTS: Tensor, tokens: Tokens) -> Tensor:
         return similarity_BTS
     target_BT1, source_BS1 = tokens.split(tokens.valid_BN[..., None])
     return similarity_BTS.masked_fill(~(target_BT1 & source_BS1.mT), float("-inf"))
-
-
-def _precise(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

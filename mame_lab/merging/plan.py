@@ -5,7 +5,7 @@ K is 6, `place_BK` is [0 1 3 4 5 7], `source_R` [2 6], `target_R` [3 1], `row_R`
 Let instead half of 2 go to 1 and half to 3, and 6 to 5. Then `W_BTS` has the rows [.5 0 0], [.5 0 0], [0 0 1], [0 0 0].
 
 B batch, N tokens before, K tokens after (padding counted), C channels; T targets, S sources, R tokens that are removed
-from all samples, L = B K. Places and rows are those of `layout`, unless they have a B in front: then of each sample.
+from all samples, L = B K. Places and rows are those of `layout`, over all samples; indices are those within a sample.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot, pad
 from torch.nn.utils.rnn import pad_sequence
 
 from mame_lab.merging.layout import Layout, choose, layout_of_some, layout_without
-from mame_lab.merging.tokens import Tokens
+from mame_lab.merging.tokens import Tokens, precise
 
 
 class _Plan:
@@ -122,7 +122,7 @@ class HardPlan(_Plan):
             weight_M1 = _take(self.weight_BN1, index[:paired])
             whole_L1 = weight_M1[:kept].index_add(0, self.row_R, weight_M1[kept:])
         share_R1 = weight_M1[kept:] / whole_L1.index_select(0, self.row_R)
-        moved_RC = (x_MC[kept:paired] - x_MC[paired:]) * share_R1
+        moved_RC = (x_MC[kept:paired].to(share_R1.dtype) - x_MC[paired:]) * share_R1
         y_LC = _add(x_MC, self.row_R, moved_RC, x_MC[paired:])[:kept]
         if self.largest_norm:
             y_LC = self._stretched(y_LC, x_BNC, total_L1 > size_L1)
@@ -130,7 +130,7 @@ class HardPlan(_Plan):
 
     def _stretched(self, y_LC: Tensor, x_BNC: Tensor, merged_L1: Tensor) -> Tensor:
         assert self.row_R is not None
-        norm_BN1 = _norm(x_BNC, _precise(x_BNC))
+        norm_BN1 = _norm(x_BNC, precise(x_BNC))
         norm_L1, norm_R1 = _take(norm_BN1, self.layout.place_BK.flatten()), _take(norm_BN1, self.layout.source_R)
         norm_L1 = norm_L1.scatter_reduce(0, self.row_R[:, None], norm_R1, "amax")
         return (y_LC * torch.where(merged_L1, stretch(y_LC.to(norm_L1.dtype), norm_L1), 1)).to(x_BNC.dtype)
@@ -259,7 +259,7 @@ def make_soft_plan(tokens: Tokens, layout: Layout, W_BTS: Tensor, removed_BS: Te
             removed may be any finite numbers.
         removed_BS: which of the sources are removed.
     """
-    return SoftPlan(layout, W_BTS.to(_precise(tokens.x_BNC)) * removed_BS[:, None])
+    return SoftPlan(layout, W_BTS.to(precise(tokens.x_BNC)) * removed_BS[:, None])
 
 
 def take(x_BNC: Tensor, index_BK: Tensor) -> Tensor:
@@ -275,14 +275,16 @@ def _take(x_BNC: Tensor, place_M: Tensor) -> Tensor:
 def _add(x_MC: Tensor, row_R: Tensor, moved_RC: Tensor, target_RC: Tensor) -> Tensor:
     """Adds, in place, what moved to the rows, which hold `target_RC`.
 
-    In half precision what meets in one row is first summed in float32, at the place of one of its parts.
+    In half precision what meets in one row is first summed in float32, at the place of one of its parts, and the sum
+    written once; what the other parts would write goes to the last R rows, which nothing reads any more.
     """
     if moved_RC.dtype == x_MC.dtype:
         return x_MC.index_add_(0, row_R, moved_RC)
     here_R = torch.arange(row_R.shape[0], device=row_R.device)
     first_R = row_R.new_empty(x_MC.shape[0]).index_copy_(0, row_R, here_R).index_select(0, row_R)
     sum_RC = torch.zeros_like(moved_RC).index_add_(0, first_R, moved_RC).index_select(0, first_R)
-    return x_MC.index_copy_(0, row_R, (target_RC + sum_RC).to(x_MC.dtype))
+    slot_R = torch.where(first_R == here_R, row_R, here_R + (x_MC.shape[0] - row_R.shape[0]))
+    return x_MC.index_copy_(0, slot_R, (target_RC + sum_RC).to(x_MC.dtype))
 
 
 def stretch(x_BNC: Tensor, norm_BN1: Tensor) -> Tensor:
@@ -298,7 +300,3 @@ def _norm(x_BNC: Tensor, dtype: torch.dtype) -> Tensor:
     """The norm of every token, not quite 0 where it is 0, so that it has a quotient and a gradient."""
     norm_BN1 = torch.linalg.vector_norm(x_BNC, dim=-1, keepdim=True, dtype=dtype)
     return norm_BN1.clamp(min=torch.finfo(dtype).tiny)
-
-
-def _precise(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

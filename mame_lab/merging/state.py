@@ -156,14 +156,10 @@ class MergeState(NamedTuple):
         size_BN1 = self.size_BN1
         if size_BN1 is None:
             size_BN1 = x_BNC.new_ones(*x_BNC.shape[:2], 1, dtype=torch.promote_types(x_BNC.dtype, torch.float32))
-        numbers = (
-            self.numbers
-            if self.numbers is not None
-            else torch.arange(x_BNC.shape[0] * x_BNC.shape[1] + 1, device=x_BNC.device)
-        )
         seen_BNC = self.unpack(input_BNC) if "input" in method.needs else None
         tokens = Tokens(x_BNC, seen_BNC, size_BN1, self.prefix, self.valid_BN, bias_B11N=self.bias_B11N)
-        tokens = tokens._replace(numbers=numbers, real=self.real)
+        tokens = tokens._replace(numbers=self.numbers, real=self.real)
+        tokens = tokens._replace(numbers=tokens.counted())
         if attention is None:
             return tokens
         call, query_BHND = attention.calls[0], None

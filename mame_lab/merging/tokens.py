@@ -95,7 +95,7 @@ class Tokens(NamedTuple):
     def mean_key(self) -> Tensor:
         """The attention keys, mean over heads: key_BND."""
         assert self.key_BHND is not None
-        return self.key_BHND.mean(1, dtype=_precise(self.key_BHND))
+        return self.key_BHND.mean(1, dtype=precise(self.key_BHND))
 
     def class_attention(self) -> Tensor:
         """How much the class token (the first one) attends to each token, mean over heads: (B, N), 0 for padding.
@@ -134,7 +134,7 @@ class Tokens(NamedTuple):
         """How the first so many tokens attend to all: (B, H, queries, N)."""
         assert self.key_BHND is not None
         assert self.query_BHND is not None
-        dtype = _precise(self.key_BHND)
+        dtype = precise(self.key_BHND)
         query_BHND = self.query_BHND[:, :, :queries].to(dtype) * self.scale
         logits_BHNN = query_BHND @ self.key_BHND.to(dtype).mT
         return (logits_BHNN if self.bias_B11N is None else logits_BHNN + self.bias_B11N).softmax(-1)
@@ -142,12 +142,13 @@ class Tokens(NamedTuple):
 
 def _product(x_BNC: Tensor, y_BCM: Tensor, scale: float) -> Tensor:
     """The matrix product times a number, in float32 at least; a GPU multiplies half precision as it is."""
-    dtype = _precise(x_BNC)
+    dtype = precise(x_BNC)
     if x_BNC.is_cuda and x_BNC.dtype != dtype:
         return torch.bmm(x_BNC, y_BCM, out_dtype=dtype).mul_(scale)
     x_BNC, y_BCM = x_BNC.to(dtype), y_BCM.to(dtype)
     return torch.baddbmm(x_BNC[:1, :1, :1], x_BNC, y_BCM, beta=0, alpha=scale)
 
 
-def _precise(x: Tensor) -> torch.dtype:
+def precise(x: Tensor) -> torch.dtype:
+    """The type of a tensor, float32 at least."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -10,6 +10,9 @@ from torch import nn
 from mame_lab.errors import MameLabError
 from mame_lab.models.merging_transformer import MergingBlock
 
+# Without and with a mask, in training, evaluation and inference mode, of one sample and of several.
+GRAPHS_OF_A_BLOCK = 12
+
 log = logging.getLogger(__name__)
 
 
@@ -42,7 +45,8 @@ def compile_models(*models: nn.Module, graphs: bool = False) -> None:
 
     With a budget as one graph for each batch size and mode that they meet; with `graphs` a GPU records its kernels and
     replays them (CUDA graphs): the outputs of a call hold until the next. Where the images decide how many tokens are
-    removed, the merge steps run eagerly, and the blocks share the few graphs of what lies between, for all lengths.
+    removed, the merge steps run eagerly, and the blocks share the few graphs of what lies between, for all lengths and
+    all batches of more than one; blocks of different drop rates have their own in training.
 
     Parameters and their names stay as they are; copies of a model are not compiled. What the process compiled before is
     forgotten, so that the jobs of a sweep do not together exceed PyTorch's limit on compilations.
@@ -53,7 +57,10 @@ def compile_models(*models: nn.Module, graphs: bool = False) -> None:
         if method is None or not (method.is_adaptive or "graph" in method.gives_up):
             model.compile(fullgraph=True, dynamic=False, mode="reduce-overhead" if graphs else None)
             continue
-        for block in model.modules():
-            if isinstance(block, MergingBlock):
-                block.compile_halves()
+        blocks = [module for module in model.modules() if isinstance(module, MergingBlock)]
+        # Blocks of different drop rates have graphs of their own, in each mode.
+        limit = torch._dynamo.config.recompile_limit
+        torch._dynamo.config.recompile_limit = max(limit, GRAPHS_OF_A_BLOCK * len(blocks))
+        for block in blocks:
+            block.compile_halves()
     log.info("compile=true: the first batch of each size takes long, up to minutes on a CPU")

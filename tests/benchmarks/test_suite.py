@@ -86,9 +86,13 @@ def test_each_row_is_written_as_it_comes_and_a_fault_leaves_the_others(tmp_path,
         assert len(read(tmp_path / "suite.csv")) == 1
         raise ModuleNotFoundError("no", name="diffusers")
 
+    def uncompiled(machine):
+        raise RuntimeError("\nno C++ compiler\nset VERBOSE")
+
     found = Rows(tmp_path)
     assert suite._time(suite.Item("a", rows), MACHINE, found, float("inf")) == "diffusers is not installed"
     assert suite._time(suite.Item("b", rows), MACHINE, found, 0) == "no time left"
+    assert suite._time(suite.Item("c", uncompiled), MACHINE, found, float("inf")) == "no C++ compiler"
     assert read(tmp_path / "suite.csv") == found.found
     assert capsys.readouterr().out == "a  1  forward  unmerged  2  1.00x  1.00x  4\n"
 

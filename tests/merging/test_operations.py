@@ -47,9 +47,9 @@ def tokens(padded: bool = False, channels: int = 64, batch: int = 3) -> Tokens:
     ("method", "most"),
     [
         (Ward(r=4), 30),
-        (ToMe(r=4), 30),
-        (MaMe(r=4), 30),
-        (MaMe(r=4, tau=0.1), 40),
+        (ToMe(r=4), 23),
+        (MaMe(r=4), 22),
+        (MaMe(r=4, tau=0.1), 38),
         (Ward(tau=0.2), 35),  # Samples become uneven.
         (MaMe(tau=0.1), 42),
     ],
@@ -62,11 +62,13 @@ def test_a_step_is_few_operations(method, most):
     assert len(operations.names) <= most, operations.names
 
 
-@pytest.mark.parametrize(("method", "most"), [(Ward(tau=0.2), 45), (MaMe(tau=0.1), 47)], ids=str)
-def test_a_step_by_threshold_of_padded_samples_is_more(method, most):
+@pytest.mark.parametrize(
+    ("method", "most"), [(Ward(tau=0.2), 45), (MaMe(tau=0.1), 47), (Ward(r=4), 40), (ToMe(r=4), 28)], ids=str
+)
+def test_a_step_of_padded_samples_is_more(method, most):
     given = tokens(padded=True)
     with torch.no_grad(), Operations() as operations:
-        merge_step(method, given, None)
+        merge_step(method, given, method.r)
     assert len(operations.names) <= most, operations.names
 
 

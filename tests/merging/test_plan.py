@@ -113,6 +113,24 @@ def test_many_that_become_one_are_their_mean_in_half_precision(dtype):
     assert size_BK1[:, :, 0].tolist() == [[1, 300]] * 2
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_of_tokens_that_share_a_target_are_those_of_float32(dtype):
+    def gradient(dtype: torch.dtype) -> torch.Tensor:
+        x_BNC = torch.linspace(-1, 1, 16, dtype=dtype).view(1, 8, 2).requires_grad_()
+        plan = make_plan(plain(x_BNC.detach()), torch.tensor([[2, 4, 6]]), torch.tensor([[1, 1, 3]]))
+        y_BKC, _ = plan.merge(x_BNC, torch.ones(1, 8, 1))
+        y_BKC.sum().backward()
+        return x_BNC.grad.float()
+
+    torch.testing.assert_close(gradient(dtype), gradient(torch.float32), rtol=0.02, atol=0.01)
+
+
+def test_large_tokens_of_half_precision_merge_into_their_mean():
+    x_BNC = torch.tensor([40000.0, -40000.0], dtype=torch.float16).view(1, 2, 1)
+    plan = make_plan(plain(x_BNC), torch.tensor([[1]]), torch.tensor([[0]]))
+    assert plan.merge(x_BNC, torch.ones(1, 2, 1))[0].item() == 0
+
+
 @pytest.mark.parametrize("r", [None, 1])
 def test_spread_sources_leave_targets_that_are_padding_finite(r):
     valid_BN = torch.arange(8) < torch.tensor([8, 5])[:, None]

@@ -68,6 +68,18 @@ def test_a_run_of_what_compiles_to_no_single_graph(entry_point, tmp_path, graphs
     assert graphs
 
 
+def test_blocks_of_different_drop_rates_all_compile(graphs):
+    model = mame_lab.apply(build("vit", depth=12, drop_path_rate=0.2), tau=0.6).train()
+    compile_models(model)
+    model(images(3)).sum().backward()
+    trained = len(graphs)
+    assert trained >= 2 * 12
+    model(images(3)).sum().backward()
+    assert len(graphs) == trained
+    model.eval()(images(3))
+    assert len(graphs) >= trained + 3
+
+
 @pytest.mark.parametrize("name", ["vit", "eva02", "hf_dinov2", "hf_siglip", "videomae"])
 def test_thresholds_compile_to_few_graphs_whatever_the_lengths(graphs, name):
     model = mame_lab.apply(build(name), tau=0.3)

@@ -115,6 +115,8 @@ def _time(item: Item, machine: Machine, rows: Rows, end: float) -> str | None:
         return f"{error.name} is not installed"
     except torch.OutOfMemoryError:
         return "out of memory"
+    except RuntimeError as error:  # What does not compile, or has no kernel.
+        return str(error).strip().splitlines()[0]
     finally:
         if machine.device.type == "cuda":
             torch.cuda.empty_cache()

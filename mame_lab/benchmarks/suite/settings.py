@@ -23,7 +23,7 @@ class Suite(Benchmark):
     small: bool | None = None
 
     complete: ClassVar[bool] = True
-    unread: ClassVar[tuple[str, ...]] = ("mame", "speed", "model", "dataset", "trainer", "logger")
+    unread: ClassVar[tuple[str, ...]] = ("mame", "speed", "model", "dataset", "trainer", "logger", "ckpt")
 
     def __post_init__(self) -> None:
         if not self.minutes > 0:
