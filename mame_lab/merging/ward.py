@@ -33,8 +33,8 @@ class Ward(Adaptive):
 
     Three choices differ from the paper. Those merge first whose Ward cost 2 w_t w_s / (w_t + w_s) d_ts is least, where
     d is the product of two: 1 minus the correlation of the attention keys, mean over heads, and 1 minus that of the
-    tokens after attention, of which the first eighth of the channels (64 at the least) says enough; for what two tokens do
-    together goes wrong by the product of how differently they are attended to and how different they are. A token
+    tokens after attention, of which the first eighth of the channels (64 at the least) says enough; for what two tokens
+    do together goes wrong by the product of how differently they are attended to and how different they are. A token
     weighs its size times its attraction: the root of exp of the class token's attention logit, mean over heads, over
     the harmonic mean of these (of the first prefix token's; 1 in a model without prefix tokens). So tokens of a large
     size, or that are looked at, merge late. And a source merges whole into its nearest target.
