@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from mame_lab.errors import MameLabError
+from mame_lab.merging.tokens import precise
 
 
 class Call(NamedTuple):
@@ -95,7 +96,7 @@ def with_bias(q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, bias_BN: Tensor) -
     """
     channels = q_BHND.shape[-1]
     q_BNHD, k_BNHD, v_BNHD = (F.pad(tensor.transpose(1, 2), (0, 8)) for tensor in (q_BHND, k_BHND, v_BHND))
-    bias_BN1 = math.sqrt(channels) * bias_BN.to(torch.promote_types(bias_BN.dtype, torch.float32))[..., None]
+    bias_BN1 = math.sqrt(channels) * bias_BN.to(precise(bias_BN))[..., None]
     coarse_BN1 = bias_BN1.to(k_BNHD.dtype)
     q_BNHD[..., channels : channels + 2] = 1
     k_BNHD[..., channels] = coarse_BN1

@@ -15,7 +15,7 @@ from mame_lab.errors import MameLabError
 from mame_lab.merging.attention import Attention
 from mame_lab.merging.method import SequenceMethod
 from mame_lab.merging.plan import MergePlan
-from mame_lab.merging.tokens import Tokens
+from mame_lab.merging.tokens import Tokens, precise
 
 
 class Packing(NamedTuple):
@@ -155,7 +155,7 @@ class MergeState(NamedTuple):
         x_BNC = self.unpack(x_BNC).contiguous()  # Before the first merge they may lie channel by channel.
         size_BN1 = self.size_BN1
         if size_BN1 is None:
-            size_BN1 = x_BNC.new_ones(*x_BNC.shape[:2], 1, dtype=torch.promote_types(x_BNC.dtype, torch.float32))
+            size_BN1 = x_BNC.new_ones(*x_BNC.shape[:2], 1, dtype=precise(x_BNC))
         seen_BNC = self.unpack(input_BNC) if "input" in method.needs else None
         tokens = Tokens(x_BNC, seen_BNC, size_BN1, self.prefix, self.valid_BN, bias_B11N=self.bias_B11N)
         tokens = tokens._replace(numbers=self.numbers, real=self.real)

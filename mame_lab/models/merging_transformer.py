@@ -60,7 +60,7 @@ class MergingBlock(Unscripted, nn.Module):
         return transform(x_BKC), state
 
     def compile_halves(self) -> None:
-        """Compile what comes before and what comes after the merge step, for any batch and any number of tokens."""
+        """Compile what comes before and what comes after the merge step, for any number of tokens."""
         self.halves = torch.compile(self.attend, dynamic=True), torch.compile(self.transform, dynamic=True)
 
     def __getstate__(self) -> dict[str, Any]:

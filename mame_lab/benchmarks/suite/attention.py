@@ -103,6 +103,11 @@ def _runs(name: str, way: Callable[[Inputs], Tensor], given: Inputs) -> bool:
     try:
         way(given)
     except RuntimeError as error:
-        print(f"left out: attention by {name} ({str(error).splitlines()[0]})", flush=True)
+        print(f"left out: attention by {name} ({first_line(error)})", flush=True)
         return False
     return True
+
+
+def first_line(error: RuntimeError) -> str:
+    """What went wrong, in a line."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -8,8 +8,9 @@ from mame_lab.benchmarks.suite.rows import SuiteRow
 
 
 def chart(found: list[SuiteRow]) -> Figure:
-    """One bar an arm; the black mark is its FLOP-ideal."""
-    bars = [row for row in found if row.speedup is not None and row.arm != "unmerged"]
+    """One bar an arm of a model; the black mark is its FLOP-ideal."""
+    arms_of_models = [row for row in found if row.arm != "unmerged" and row.what != "attention"]
+    bars = [row for row in arms_of_models if row.speedup is not None]
     figure = Figure(figsize=(8, 1 + 0.22 * len(bars)), layout="constrained")
     axes = figure.subplots()
     arms = list(dict.fromkeys(row.arm for row in bars))

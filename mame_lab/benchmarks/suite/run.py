@@ -13,7 +13,7 @@ import torch
 
 from mame_lab.benchmarks.merge_steps import copy_gb_per_s
 from mame_lab.benchmarks.suite import families
-from mame_lab.benchmarks.suite.attention import attention
+from mame_lab.benchmarks.suite.attention import attention, first_line
 from mame_lab.benchmarks.suite.rows import Rows, SuiteRow, markdown, write_json
 from mame_lab.benchmarks.suite.settings import Suite
 from mame_lab.benchmarks.suite.timing import (
@@ -116,7 +116,7 @@ def _time(item: Item, machine: Machine, rows: Rows, end: float) -> str | None:
     except torch.OutOfMemoryError:
         return "out of memory"
     except RuntimeError as error:  # What does not compile, or has no kernel.
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     finally:
         if machine.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -105,7 +105,6 @@ def _rows(
     models = {UNMERGED: model} | {name: apply(shared_copy(model), method) for name, method in methods.items()}
     cost = {name: gflops(each, x[:SOLVED_ON]) for name, each in models.items()}
     if what == "compiled":
-        models = {name: shared_copy(each) for name, each in models.items()}
         compile_models(*models.values(), graphs=True)
     with torch.inference_mode():
         arms = {name: InTurns(each, x) for name, each in models.items()}
